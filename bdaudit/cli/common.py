@@ -1,0 +1,168 @@
+"""What commands share: options, completion, defaults from bdaudit.toml. Imports nothing heavy."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from bdaudit.errors import InputError, UsageError, did_you_mean, one_line
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+CONFIG = "bdaudit.toml"
+# A file beside a suspect model came with the model: it may suggest numbers and names, but never decide where
+# is read from or written to.
+PATH_OPTIONS = frozenset(
+    {"out", "config", "attack", "attack_run", "clean", "malicious", "train", "purified", "reference", "policy", "data_root"}
+)
+
+
+class PluginName(click.ParamType):
+    """A plugin's name, completed from entry points without importing torch."""
+
+    name = "name"
+
+    def __init__(self, kind: str) -> None:
+        self.kind = kind
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[Any]:
+        from click.shell_completion import CompletionItem
+
+        from bdaudit.plugins import names
+
+        return [CompletionItem(n) for n in names(self.kind) if n.startswith(incomplete)]
+
+
+class OptionPair(click.ParamType):
+    """`name=value`, completed with the chosen plugin's option names."""
+
+    name = "name=value"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, str]:
+        if isinstance(value, tuple):
+            return value
+        key, equals, text = str(value).partition("=")
+        if not equals or not key.strip():
+            self.fail(f"expected name=value, got {one_line(value, 60)!r}", param, ctx)
+        return key.strip(), text
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[Any]:
+        from click.shell_completion import CompletionItem
+
+        from bdaudit.plugins import get
+
+        kind = "attack" if ctx.info_name == "attack" else "defense"
+        chosen = ctx.params.get("name") if kind == "attack" else ctx.params.get("defense")
+        try:
+            fields = get(kind, chosen).model_fields if chosen else {}
+        except UsageError:
+            return []
+        return [CompletionItem(f"{n}=") for n in fields if n.startswith(incomplete)]
+
+
+class Configured(click.Command):
+    """A command whose options may have defaults in a bdaudit.toml beside the model, or in --config."""
+
+    def make_context(
+        self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: Any
+    ) -> click.Context:
+        defaults = self._defaults(args)
+        if defaults:
+            extra["default_map"] = {**(extra.get("default_map") or {}), **defaults}
+        return super().make_context(info_name, args, parent, **extra)
+
+    def _defaults(self, args: list[str]) -> dict[str, Any]:
+        explicit = next((b for a, b in zip(args, args[1:], strict=False) if a == "--config"), None)
+        explicit = explicit or next((a.partition("=")[2] for a in args if a.startswith("--config=")), None)
+        if explicit is not None:
+            return self._read(Path(explicit), trusted=True)
+        has_model = any(p.name == "model" for p in self.params)
+        models = [Path(a) for a in args if has_model and not a.startswith("-")]
+        model = next((m for m in models if m.is_file()), None)
+        if model is not None and (model.parent / CONFIG).is_file():
+            return self._read(model.parent / CONFIG, trusted=False)
+        return {}
+
+    def _read(self, path: Path, *, trusted: bool) -> dict[str, Any]:
+        try:
+            table = tomllib.loads(path.read_text())
+        except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as e:
+            raise InputError(f"{one_line(path)}: cannot be read as TOML ({one_line(e, 100)})") from None
+        own = table.get(self.name or "", {})
+        if not isinstance(own, dict):
+            raise InputError(f"{one_line(path)}: [{self.name}] must be a table of options")
+        general = {k: v for k, v in table.items() if not isinstance(v, dict)}
+        known = {p.name: p for p in self.params if isinstance(p, click.Option)}
+        chosen: dict[str, Any] = {}
+        for key, value in {**general, **own}.items():
+            name = key.replace("-", "_")
+            if name not in known:
+                if key in own:
+                    raise InputError(f"{one_line(path)}: {self.name} has no option {one_line(key, 40)!r}{did_you_mean(name, map(str, known))}")
+                continue  # meant for another command
+            if name in PATH_OPTIONS and not trusted:
+                raise InputError(
+                    f"{one_line(path)}: {one_line(key, 40)!r} names a path, which a file beside the model may not; use --config"
+                )
+            if isinstance(value, dict):
+                value = [f"{k}={v}" for k, v in value.items()]
+            chosen[name] = value
+        if chosen:
+            click.echo(f"defaults from {one_line(path)}: {', '.join(sorted(chosen))}", err=True)
+        return chosen
+
+
+def common(function: F) -> F:
+    """Add --seed, --device, --quiet and --config, which every computing command takes."""
+    for decorator in (
+        click.option("--seed", type=click.IntRange(0, 2**62), default=0, show_default=True, help="The only source of randomness."),
+        click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True, help="Where to compute."),
+        click.option("--quiet", is_flag=True, help="No progress on stderr."),
+        click.option("--config", type=click.Path(path_type=Path), help="A TOML file with defaults for options."),
+    ):  # fmt: skip
+        function = decorator(function)
+    return function
+
+
+def model_inputs(function: F) -> F:
+    """Add the inputs that purify and audit share."""
+    path = click.Path(path_type=Path)
+    for decorator in (
+        click.option("-o", "--option", "options", type=OptionPair(), multiple=True, help="Set a plugin's option; see `plugins show`."),
+        click.option("--normalise", "normalisation", help="How pixels are normalised, where the file does not say (a dataset's name)."),
+        click.option("--arch", help="Architecture, e.g. resnet18:width=16, where it cannot be told from the file."),
+        click.option("--attack", "attack_run", type=path, help="A run folder: the trigger is then known (ORACLE for defenses)."),
+        click.option("--train", type=path, help="The untrusted training set, for in-training defenses."),
+        click.option("--target", type=click.IntRange(0), help="The target class, if known."),
+        click.option("--malicious", type=path, help="Flagged images, flat or one sub-folder a true class."),
+        click.option("--clean", type=path, help="Clean images, one sub-folder a class.  [default: clean/ beside the model]"),
+    ):  # fmt: skip
+        function = decorator(function)
+    return function
+
+
+def json_flag(function: F) -> F:
+    """Add --json."""
+    return click.option("--json", "as_json", is_flag=True, help="Print one JSON document on stdout.")(function)
+
+
+def check_options(options: tuple[tuple[str, str], ...]) -> dict[str, str]:
+    """Turn repeated -o pairs into a dictionary; the same name twice is a mistake."""
+    result: dict[str, str] = {}
+    for key, value in options:
+        if key in result:
+            raise UsageError(f"-o {one_line(key, 40)} is given twice")
+        result[key] = value
+    return result
+
+
+def warn_broken() -> None:
+    """Name the plugins that could not be loaded, one line each on stderr."""
+    from bdaudit.plugins import registry
+
+    for label, reason in registry().broken.items():
+        click.echo(f"warning: plugin {label} is broken and was skipped: {reason}", err=True)

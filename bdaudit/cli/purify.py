@@ -1,0 +1,72 @@
+"""bdaudit purify."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from bdaudit.cli.common import Configured, PluginName, check_options, common, json_flag, model_inputs, warn_broken
+
+
+@click.command("purify", cls=Configured)
+@click.argument("model", type=click.Path(path_type=Path))
+@click.option("--defense", type=PluginName("defense"), required=True, help="Which defense to run.")
+@model_inputs
+@click.option("--out", type=click.Path(path_type=Path), help="Where to write.  [default: MODEL.purified.EXT]")
+@json_flag
+@common
+def command(
+    model: Path,
+    defense: str,
+    clean: Path | None,
+    malicious: Path | None,
+    target: int | None,
+    train: Path | None,
+    attack_run: Path | None,
+    arch: str | None,
+    normalisation: str | None,
+    options: tuple[tuple[str, str], ...],
+    out: Path | None,
+    as_json: bool,
+    seed: int,
+    device: str,
+    quiet: bool,
+    config: Path | None,
+) -> None:
+    """Purify MODEL and write the result in MODEL's own format.
+
+    \b
+    bdaudit purify model.pt --defense pl --malicious flagged/
+    """
+    import json
+
+    from bdaudit import api, plugins
+    from bdaudit.errors import OutputError
+    from bdaudit.flow.audit import purify
+    from bdaudit.inputs.files import check_writable
+    from bdaudit.training.progress import progress_shown, say
+
+    warn_broken()
+    chosen = plugins.get("defense", defense).parse(check_options(options))
+    out = out or model.with_name(f"{model.stem}.purified{model.suffix}")
+    check_writable(out)
+    if out.resolve() == model.resolve():
+        raise OutputError(f"--out {out}: would replace the suspect model itself; give another name")
+    with progress_shown(not quiet):
+        suspect = api.load(
+            model, arch=arch, normalisation=normalisation, clean=clean or model.parent / "clean", device=device
+        )
+        evidence = api.purification_evidence(
+            suspect, chosen, clean=clean, malicious=malicious, target=target, train=train, run=attack_run
+        )
+        for name in chosen.oracle():
+            say(f"ORACLE: {defense} uses {name}; a real defender would not have it")
+        purified, granted = purify(chosen, evidence, seed)
+        api.save(suspect, purified, out, granted, chosen)
+        say("low attack success proves little yet; find out whether it is real: bdaudit audit")
+    if as_json:
+        row = {"out": str(out), "defense": defense, "options": chosen.model_dump(), "seed": seed}
+        click.echo(json.dumps({**row, "granted": [g.model_dump() for g in granted]}))
+    else:
+        click.echo(str(out))

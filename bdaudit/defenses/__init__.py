@@ -1,0 +1,1 @@
+"""Defenses: `base` is the contract; each other file is one plugin."""

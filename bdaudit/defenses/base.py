@@ -1,0 +1,82 @@
+"""What a defense is: inputs it names go in, a purified classifier comes out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar, final
+
+import torch
+from torch import nn
+
+from bdaudit.contract import Plugin, option
+from bdaudit.errors import PluginError
+from bdaudit.inputs.classifier import Classifier
+from bdaudit.inputs.pool import Pool
+from bdaudit.training.augment import Augment
+from bdaudit.training.loop import Recipe
+
+
+class Defense(Plugin):
+    """Purify a model. A subclass writes `purify` and names in its signature what it needs."""
+
+    kind: ClassVar[str] = "defense"
+    method: ClassVar[str] = "purify"
+
+    purify: ClassVar[Callable[..., Classifier]]
+    """Return a purified classifier; `model` and `fresh` are private copies and may be changed in place."""
+
+    @classmethod
+    def family(cls) -> str:
+        """`in-training` if it starts from a fresh model or the training set, else `post-training`."""
+        return "in-training" if {"fresh", "train"} & set(cls.wants()) else "post-training"
+
+    @final
+    def run(self, available: Mapping[str, Any]) -> Classifier:
+        """Call `purify` with exactly the inputs it names, and check what comes back.
+
+        Models are copied, so that whatever the defense does, the caller's stay as they were.
+        """
+        inputs = self.grant(available)
+        given = inputs.get("model", inputs.get("fresh"))
+        inputs = {k: v.clone() if isinstance(v, Classifier) else v for k, v in inputs.items()}
+        result = self.purify(**inputs)
+        if not isinstance(result, Classifier):
+            raise PluginError(f"{self.name}.purify returned {type(result).__name__}, expected a Classifier")
+        if given is not None and result.num_classes != given.num_classes:
+            raise PluginError(f"{self.name} turned {given.num_classes} classes into {result.num_classes}")
+        for name, tensor in result.state_dict().items():
+            if tensor.is_floating_point() and not tensor.isfinite().all():
+                raise PluginError(
+                    f"{self.name} diverged: {name} is not finite; try a smaller learning rate (-o lr=...)"
+                )
+        return result.eval().requires_grad_(True)
+
+
+class Tuning(Defense):
+    """Options shared by the defenses that tune with SGD or Adam on small pools."""
+
+    epochs: int = option(20, "passes over the clean pool", cite="SS B.2", ge=1)
+    lr: float = option(0.01, "learning rate, falling to zero on a cosine", cite="FST B.3", gt=0)
+    batch_size: int = option(128, "images a step", cite="FST B.3", ge=2)
+    crop: int = option(-1, "random crop after padding by so many pixels; -1: an eighth of the image", cite="cards 0.1", ge=-1)
+    flip: bool = option(False, "random mirroring (right for CIFAR-10, wrong for digits and signs)", cite="cards 0.1")
+
+    def recipe(self, pool: Pool, **changes: Any) -> Recipe:
+        """Turn the options into a recipe for images like the pool's."""
+        pad = min(pool.shape[1:]) // 8 if self.crop < 0 else self.crop
+        settings: dict[str, Any] = {
+            "epochs": self.epochs,
+            "lr": self.lr,
+            "batch_size": self.batch_size,
+            "augment": Augment(pad=pad, flip=self.flip),
+        }
+        return Recipe(**(settings | changes))
+
+
+def reinitialise(layer: nn.Linear, rng: torch.Generator) -> None:
+    """Redraw weight and bias from U(-b, b) with b = 1/sqrt(fan_in) (FST-repo; cards 2.1)."""
+    bound = layer.in_features**-0.5
+    with torch.no_grad():
+        for tensor in (layer.weight, layer.bias):
+            if tensor is not None:
+                tensor.copy_(torch.empty(tensor.shape).uniform_(-bound, bound, generator=rng))

@@ -1,0 +1,51 @@
+"""FST: feature shift tuning."""
+
+from collections.abc import Iterable
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from bdaudit.contract import option
+from bdaudit.defenses.base import Defense, Tuning, reinitialise
+from bdaudit.hookspecs import hookimpl
+from bdaudit.inputs.classifier import Classifier
+from bdaudit.inputs.pool import Pool
+from bdaudit.training.loop import cross_entropy, tune
+
+
+class FST(Tuning):
+    """Shift the head away from its backdoored weights, and the features with it.
+
+    Min et al., NeurIPS 2023, Eq. 1 and Algorithm 1: from a reinitialised head w,
+    min CE(f(x), y) + alpha <w, w_ori>  subject to  ||w|| = ||w_ori||, projected after every step.
+    """
+
+    name = "fst"
+
+    alpha: float = option(0.2, "weight of <w, w_ori>", cite="FST 5.1: .2 CIFAR-10, .1 GTSRB, .001 CIFAR-100 and Tiny", ge=0)
+    epochs: int = option(10, "passes over the clean pool", cite="FST 5.1: 10 CIFAR-10, 15 others", ge=1)
+    layers: Literal["last", "all"] = option("last", "shift the last linear layer, or every one", cite="FST D.2 (VGG19-BN)")
+
+    def purify(self, model: Classifier, clean: Pool, rng: torch.Generator) -> Classifier:
+        linear = [m for m in model.body.modules() if isinstance(m, nn.Linear)]
+        heads = linear if self.layers == "all" else [model.head]
+        original = [head.weight.detach().clone() for head in heads]
+        for head in heads:
+            reinitialise(head, rng)
+
+        def shifted_loss(model: Classifier, x: Tensor, y: Tensor) -> Tensor:
+            inner = sum((h.weight * w).sum() for h, w in zip(heads, original, strict=True))
+            return cross_entropy(model, x, y) + self.alpha * inner
+
+        @torch.no_grad()
+        def project() -> None:
+            for head, w in zip(heads, original, strict=True):
+                head.weight.mul_(w.norm() / head.weight.norm())
+
+        return tune(model, clean, self.recipe(clean), rng, loss=shifted_loss, after_step=project, what=self.name)
+
+
+@hookimpl
+def bdaudit_defenses() -> Iterable[type[Defense]]:
+    return [FST]

@@ -1,0 +1,78 @@
+"""Every error bdaudit raises on purpose, and the exit code that each one ends the command with.
+
+    BdauditError            3  something went wrong while running
+    ├── UsageError          2  the request cannot be met as typed
+    │   ├── OptionError     2  an option's name or value is wrong
+    │   └── MissingInput    2  a plugin needs an input that was not given
+    ├── InputError          2  a file or folder from outside is unusable
+    │   ├── ImageError      2  an image, a folder of images or its labels
+    │   └── CheckpointError 2  a model file
+    ├── OutputError         2  the place to write to cannot be written
+    ├── PluginError         3  a plugin broke its contract
+    └── BackendError        3  the compiled extension is present but broken
+
+A message says what was got, what was expected and what to do, in one line.
+"""
+
+import difflib
+from collections.abc import Iterable
+
+
+class BdauditError(Exception):
+    """An error with one clear line for the user; the base of all others."""
+
+    exit_code = 3
+
+
+class UsageError(BdauditError):
+    """The request cannot be met as typed."""
+
+    exit_code = 2
+
+
+class OptionError(UsageError):
+    """An option's name or value is wrong."""
+
+
+class MissingInput(UsageError):
+    """A plugin needs an input that was not given."""
+
+
+class InputError(BdauditError):
+    """A file or folder from outside is unusable."""
+
+    exit_code = 2
+
+
+class ImageError(InputError):
+    """An image, a folder of images or its labels is unusable."""
+
+
+class CheckpointError(InputError):
+    """A model file is unusable."""
+
+
+class OutputError(BdauditError):
+    """The place to write to cannot be written."""
+
+    exit_code = 2
+
+
+class PluginError(BdauditError):
+    """A plugin broke its contract."""
+
+
+class BackendError(BdauditError):
+    """The compiled extension is present but broken."""
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """Name the closest known words, ready to append to a message ('' if none is close)."""
+    close = difflib.get_close_matches(name, list(known), n=3, cutoff=0.5)
+    return f"; did you mean {' or '.join(close)}?" if close else ""
+
+
+def one_line(text: object, limit: int = 300) -> str:
+    """Make text from outside safe to print on one line: no control characters, bounded length."""
+    clean = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in str(text))
+    return clean if len(clean) <= limit else clean[: limit - 1] + "…"

@@ -1,0 +1,182 @@
+"""Purify, retune, query, judge: the audit of one model as one report."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+
+import torch
+
+from bdaudit.defenses.base import Defense
+from bdaudit.errors import UsageError
+from bdaudit.flow.evidence import Evidence, drop_overlap, limit_evaluation
+from bdaudit.flow.provenance import describe_model, describe_pool, environment
+from bdaudit.inputs.architectures import fresh
+from bdaudit.inputs.classifier import Classifier
+from bdaudit.probes.base import Probe
+from bdaudit.report.schema import Exhibit, Finding, Granted, Policy, Report, Subject
+from bdaudit.report.statistics import rate_finding
+from bdaudit.report.verdict import judge
+from bdaudit.runtime import Runtime, generator, spawn
+from bdaudit.training.metrics import accuracy, attack_rates, der
+from bdaudit.training.progress import say
+
+
+def purify(defense: Defense, evidence: Evidence, seed: int) -> tuple[Classifier, list[Granted]]:
+    """Run a defense on what it names and nothing else; say what it was given."""
+    rng = generator(seed)
+    available = evidence.for_defense(rng)
+    if "fresh" in defense.wants():
+        available["fresh"] = fresh_like(evidence.suspect, spawn(rng))
+    granted = evidence.granted(defense.name, defense.wants(), available)
+    return defense.run(available), granted
+
+
+def audit(
+    evidence: Evidence,
+    *,
+    defense: Defense | None = None,
+    purified: Classifier | None = None,
+    reference_defense: Defense | None = None,
+    probes: Sequence[Probe] = (),
+    policy: Policy | None = None,
+    seed: int = 0,
+    evaluate: int = 2000,
+    inputs: dict[str, Any] | None = None,
+    options: dict[str, Any] | None = None,
+    exhibits: Sequence[Exhibit] = (),
+) -> tuple[Report, Classifier | None]:
+    """Audit a suspect model after a defense, or a model that somebody else purified.
+
+    reference_defense: makes the exactly purified reference where the trigger is known and no reference was
+    given. evaluate: images per rate, at most. Returns the report and the purified model.
+    """
+    if (defense is None) == (purified is None):
+        raise UsageError("an audit wants either a defense to run or a purified model, not both and not neither")
+    policy = policy or Policy()
+    started, clock = time.time(), time.perf_counter
+    rng = generator(seed)
+    defense_seed, reference_seed, probe_seed = (spawn(rng).initial_seed() for _ in range(3))
+    seconds: dict[str, float] = {}
+    granted: list[Granted] = []
+    findings: list[Finding] = []
+    shown = list(exhibits)
+    notes: list[str] = []
+
+    evidence = limit_evaluation(drop_overlap(evidence), evaluate, rng)
+    notes += evidence.notes
+    if evidence.shortfall:
+        findings += _accuracy_findings(evidence, {"suspect": evidence.suspect})
+    else:
+        if evidence.backdoor is None or evidence.test is None:
+            raise UsageError("an audit needs triggered images: give --malicious DIR or --attack RUN")
+        if defense is not None:
+            say(f"purifying with {defense.name}")
+            start = clock()
+            purified, given = purify(defense, evidence, defense_seed)
+            granted += given
+            seconds["purify"] = clock() - start
+        assert purified is not None
+        if evidence.reference is None and reference_defense is not None and evidence.trigger is not None:
+            say(f"making the exactly purified reference with {reference_defense.name} (oracle: it knows the trigger)")
+            start = clock()
+            made, given = purify(reference_defense, evidence, reference_seed)
+            evidence = _with_reference(evidence, made, reference_defense.name)
+            granted += [g.model_copy(update={"plugin": f"{g.plugin} (reference)"}) for g in given]
+            seconds["reference"] = clock() - start
+        say("evaluating")
+        start = clock()
+        findings += _evaluation(evidence, purified)
+        seconds["evaluation"] = clock() - start
+        for probe in probes:
+            say(f"probing with {probe.name}")
+            start = clock()
+            available = evidence.for_probe(purified, generator(probe_seed))
+            granted += evidence.granted(probe.name, probe.wants(), available)
+            measurement = probe.run(available)
+            findings += measurement.findings
+            shown += measurement.exhibits
+            notes += measurement.notes
+            seconds[probe.name] = clock() - start
+
+    verdict, reasons = judge(findings, policy, [evidence.shortfall] if evidence.shortfall else [])
+    if evidence.shortfall:
+        reasons = [evidence.shortfall]
+    provenance = environment() | {
+        "seed": seed,
+        "device": Runtime.of(evidence.suspect.device).describe(),
+        "defense": _options(defense),
+        "probes": {p.name: p.model_dump() for p in probes},
+        "reference": evidence.sources.get("reference", "none"),
+        "evaluate": evaluate,
+        **(options or {}),
+        "times": {"started": started, "seconds": {k: round(v, 2) for k, v in seconds.items()}},
+    }
+    pools = {n: getattr(evidence, n) for n in ("clean", "malicious", "train", "benign", "test")}
+    described = {n: describe_pool(p, evidence.sources.get(n, "")) for n, p in pools.items() if p is not None}
+    if evidence.backdoor is not None:
+        described["evaluation"] = describe_pool(evidence.backdoor.evaluation, evidence.backdoor.source)
+        described["reactivation"] = describe_pool(evidence.backdoor.reactivation, evidence.backdoor.source)
+    if evidence.trigger is not None:
+        described["trigger"] = {"kind": evidence.trigger.kind, "sha256": evidence.trigger.digest()}
+    report = Report(
+        title=f"Audit: {defense.name if defense else 'a purified model'}",
+        verdict=verdict,
+        reasons=reasons,
+        findings=findings,
+        exhibits=shown,
+        notes=list(dict.fromkeys(notes)),
+        inputs={"model": describe_model(evidence.suspect), "goal": str(evidence.goal), **described, **(inputs or {})},
+        granted=granted,
+        policy=policy,
+        provenance=provenance,
+    )
+    return report, purified
+
+
+def fresh_like(model: Classifier, rng: torch.Generator) -> Classifier:
+    """Build an untrained model of the same architecture, on the same device."""
+    if model.arch is None:
+        raise UsageError("the model's architecture is unknown, so no fresh one can be built: give --arch")
+    made = fresh(model.arch, model.preprocessing, model.classes, rng)
+    return Runtime.of(model.device).place(made)
+
+
+def _with_reference(evidence: Evidence, reference: Classifier, name: str) -> Evidence:
+    source = f"{name}, made from the known trigger (ORACLE)"
+    return replace(evidence, reference=reference, sources=evidence.sources | {"reference": source})
+
+
+def _evaluation(evidence: Evidence, purified: Classifier) -> list[Finding]:
+    """Measure accuracy, ASR and robust accuracy of every subject, before anything is reactivated."""
+    subjects: dict[Subject, Classifier] = {"suspect": evidence.suspect, "purified": purified}
+    if evidence.reference is not None:
+        subjects["reference"] = evidence.reference
+    findings = _accuracy_findings(evidence, subjects)
+    assert evidence.backdoor is not None
+    for subject, model in subjects.items():
+        asr, robust = attack_rates(model, evidence.backdoor.evaluation, evidence.backdoor.goal)
+        findings.append(rate_finding("evaluation", subject, "o_asr", asr))
+        if evidence.backdoor.labels_known:
+            findings.append(rate_finding("evaluation", subject, "robust_acc", robust))
+    value = {(f.subject, f.metric): f.value for f in findings}
+    rating = der(
+        value["suspect", "c_acc"], value["purified", "c_acc"], value["suspect", "o_asr"], value["purified", "o_asr"]
+    )
+    row = Finding(probe="evaluation", subject="purified", metric="der", value=rating, low=None, high=None, n=None)
+    return [*findings, row]
+
+
+def _accuracy_findings(evidence: Evidence, subjects: dict[Subject, Classifier]) -> list[Finding]:
+    assert evidence.test is not None
+    test = evidence.test
+    return [rate_finding("evaluation", s, "c_acc", accuracy(m, test)) for s, m in subjects.items()]
+
+
+def _options(defense: Defense | None) -> dict[str, Any]:
+    return {} if defense is None else {"name": defense.name, **defense.model_dump()}
+
+

@@ -1,0 +1,245 @@
+"""Gather what there is to purify and audit a model with, and keep its parts disjoint."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bdaudit.attacks.triggers import Trigger
+from bdaudit.contract import RESOURCES
+from bdaudit.errors import ImageError, UsageError
+from bdaudit.flow.run import Run
+from bdaudit.inputs.classifier import Classifier
+from bdaudit.inputs.folders import read_folder
+from bdaudit.inputs.goal import Goal
+from bdaudit.inputs.pool import UNKNOWN, Pool, check_labels, without
+from bdaudit.probes.base import Backdoor
+from bdaudit.report.schema import Granted
+from bdaudit.training.metrics import predict
+
+RETUNE_ROWS = 5
+DEFENSE_ROWS = 5
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What is known about a suspect model. Each field may be missing; plugins say what they cannot do without.
+
+    clean, malicious, train, trigger: for the defense. benign, backdoor, test: for probes and evaluation,
+    which no defense may see. sources: where each came from, in words.
+    """
+
+    suspect: Classifier
+    goal: Goal | None = None
+    clean: Pool | None = None
+    malicious: Pool | None = None
+    train: Pool | None = None
+    trigger: Trigger | None = None
+    benign: Pool | None = None
+    test: Pool | None = None
+    backdoor: Backdoor | None = None
+    reference: Classifier | None = None
+    sources: dict[str, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+    shortfall: str = ""
+
+    def for_defense(self, rng: torch.Generator) -> dict[str, Any]:
+        """List what a defense may ask for, held-out data excluded."""
+        return {
+            "model": self.suspect,
+            "clean": self.clean,
+            "malicious": self.malicious,
+            "target": self.goal.target if self.goal else None,
+            "train": self.train,
+            "trigger": self.trigger,
+            "rng": rng,
+        }
+
+    def for_probe(self, purified: Classifier, rng: torch.Generator) -> dict[str, Any]:
+        """List what a probe may ask for."""
+        return {
+            "suspect": self.suspect,
+            "purified": purified,
+            "reference": self.reference,
+            "benign": self.benign,
+            "backdoor": self.backdoor,
+            "test": self.test,
+            "rng": rng,
+        }
+
+    def granted(self, plugin: str, names: tuple[str, ...], available: dict[str, Any]) -> list[Granted]:
+        """Record which of the inputs a plugin names it was given, and whence."""
+        return [
+            Granted(plugin=plugin, input=n, source=self.sources.get(n, RESOURCES[n].source), oracle=RESOURCES[n].oracle)
+            for n in names
+            if available.get(n) is not None
+        ]
+
+
+def read_pool(folder: Path, model: Classifier, what: str) -> Pool:
+    """Read a folder of images for a model and check its labels, where it has any."""
+    pool = read_folder(folder, classes=model.classes, shape=model.preprocessing.shape)
+    if (pool.labels != UNKNOWN).any():
+        check_labels(pool, model.num_classes, what)
+    return pool
+
+
+def labelled_pool(folder: Path, model: Classifier, what: str) -> Pool:
+    """Read a folder whose images must have labels."""
+    pool = read_pool(folder, model, what)
+    if (pool.labels == UNKNOWN).any():
+        raise ImageError(f"{folder}: {what} images need labels: put them into one sub-folder a class")
+    return pool
+
+
+def find_target(model: Classifier, flagged: Pool) -> tuple[int, str]:
+    """Take the class that the model gives most flagged images, and say so in words."""
+    counts = Counter(predict(model, flagged.images).tolist())
+    target, votes = max(counts.items(), key=lambda item: (item[1], -item[0]))
+    share = votes / len(flagged)
+    doubt = "" if share >= 0.5 else "; that is no majority, so give --target if you know better"
+    return target, (
+        f"target: class {target} ({model.classes[target]}), which the model gives {votes} of {len(flagged)} "
+        f"flagged images{doubt}"
+    )
+
+
+def from_run(evidence: Evidence, run: Run, rng: torch.Generator) -> Evidence:
+    """Add what a run folder holds: the trigger, and pools that are disjoint by construction."""
+    model = evidence.suspect
+    if model.preprocessing.shape != run.record.shape or model.num_classes != len(run.record.classes):
+        raise UsageError(
+            f"--attack {run.folder}: its images are {run.record.shape} with {len(run.record.classes)} classes, "
+            f"the model takes {model.preprocessing.shape} with {model.num_classes}"
+        )
+    benign, test = run.pool("reserve"), run.pool("test")
+    sources = {"trigger": "--attack", "benign": "run reserve/", "test": "run test/", "backdoor": "--attack (trigger)"}
+    return replace(
+        evidence,
+        goal=run.goal,
+        trigger=run.trigger,
+        benign=benign,
+        test=test,
+        backdoor=known_backdoor(run.trigger, run.goal, benign, test),
+        sources=evidence.sources | sources,
+    )
+
+
+def known_backdoor(trigger: Trigger, goal: Goal, benign: Pool, test: Pool) -> Backdoor:
+    """Trigger the images whose true class is not the target: some to reactivate with, others to evaluate on."""
+    sources, held_out = (p.take(goal.counted(p.labels)) for p in (benign, test))
+    return Backdoor(goal, "trigger", trigger.on(sources), trigger.on(held_out))
+
+
+def from_folders(
+    evidence: Evidence,
+    clean: Pool,
+    flagged: Pool,
+    goal: Goal,
+    *,
+    tuned_elsewhere: bool,
+    wants_malicious: bool,
+    min_triggered: int,
+    rng: torch.Generator,
+) -> Evidence:
+    """Cut the auditor's own folders into disjoint parts for the defense, for reactivation and for evaluation.
+
+    tuned_elsewhere: the model was purified by somebody else, so that no rows are spent on a defense here.
+    """
+    notes = [
+        "the trigger is unknown: some flagged images reactivate the backdoor, the others measure it; "
+        "flagged images that truly belong to the target class would count as attack successes"
+    ]
+    given = flagged
+    flagged = flagged.take(goal.counted(flagged.labels)) if _labels_are_true(flagged, goal) else flagged.labelled(UNKNOWN)
+    if (flagged.labels != UNKNOWN).all():
+        notes = ["the trigger is unknown: some flagged images reactivate the backdoor, the others measure it"]
+    for_defense = DEFENSE_ROWS if wants_malicious else 0
+    needed = for_defense + RETUNE_ROWS + min_triggered
+    if len(flagged) < needed:
+        parts = f"{RETUNE_ROWS} to retune with, {min_triggered} to evaluate on" + (
+            f", {for_defense} for the defense" if for_defense else ""
+        )
+        return replace(
+            evidence,
+            goal=goal,
+            notes=(*evidence.notes, *notes),
+            test=clean,
+            shortfall=f"too few flagged images: {len(flagged)} given, at least {needed} are needed ({parts}), "
+            f"{needed - len(flagged)} more",
+        )
+    flagged, clean = flagged.shuffled(rng), clean.shuffled(rng)
+    reactivation = min(25, max(RETUNE_ROWS, len(flagged) // 10))
+    spent = max(for_defense, round(0.4 * (len(flagged) - reactivation))) if wants_malicious else 0
+    for_reactivation, malicious, evaluation = flagged.split(reactivation, min(spent, len(flagged) - needed + for_defense))
+    tuning = 0 if tuned_elsewhere else len(clean) // 2
+    tuning_rows, benign, test = clean.split(tuning, (len(clean) - tuning) // 2)
+    if not len(benign) or not len(test):
+        raise ImageError(f"{len(given)} flagged but only {len(clean)} clean images: too few to tune, retune and test with")
+    if tuned_elsewhere:
+        notes.append("the model was purified elsewhere: overlap with the rows that tuned it cannot be ruled out")
+    return replace(
+        evidence,
+        goal=goal,
+        clean=tuning_rows if tuning else None,
+        malicious=malicious.labelled(target_label(goal)) if spent else None,
+        benign=benign,
+        test=test,
+        backdoor=Backdoor(goal, "flagged", for_reactivation, evaluation),
+        notes=(*evidence.notes, *notes),
+        sources=evidence.sources
+        | {"benign": "a quarter of --clean" if tuning else "half of --clean", "test": "the rest of --clean"}
+        | {"backdoor": "a part of --malicious"},
+    )
+
+
+def target_label(goal: Goal) -> int:
+    """The one label that flagged images get; all-to-all backdoors have none."""
+    if goal.target is None:
+        raise UsageError("flagged images of an all-to-all backdoor have no common target; this needs --attack RUN")
+    return goal.target
+
+
+def drop_overlap(evidence: Evidence) -> Evidence:
+    """Remove from evaluation what tuning or retuning has seen, pixel for pixel, and say how much that was."""
+    seen = [p for p in (evidence.clean, evidence.malicious, evidence.train) if p is not None]
+    backdoor, test, benign = evidence.backdoor, evidence.test, evidence.benign
+    notes = []
+    if benign is not None and seen:
+        benign, dropped = _without_all(benign, seen)
+        notes += [f"{dropped} images for retuning were also in the tuning data; they were left out"] if dropped else []
+    if test is not None:
+        test, dropped = _without_all(test, [*seen, *([benign] if benign is not None else [])])
+        notes += [f"{dropped} test images were also in tuning or retuning data; they were left out"] if dropped else []
+    if backdoor is not None:
+        evaluation, dropped = _without_all(backdoor.evaluation, [*seen, backdoor.reactivation])
+        notes += [f"{dropped} triggered test images were also in tuning data; they were left out"] if dropped else []
+        backdoor = replace(backdoor, evaluation=evaluation)
+    return replace(evidence, backdoor=backdoor, test=test, benign=benign, notes=(*evidence.notes, *notes))
+
+
+def limit_evaluation(evidence: Evidence, images: int, rng: torch.Generator) -> Evidence:
+    """Evaluate on at most so many images, drawn at random; the intervals say what that costs."""
+    test, backdoor = evidence.test, evidence.backdoor
+    if test is not None and len(test) > images:
+        test = test.shuffled(rng).first(images)
+    if backdoor is not None and len(backdoor.evaluation) > images:
+        backdoor = replace(backdoor, evaluation=backdoor.evaluation.shuffled(rng).first(images))
+    return replace(evidence, test=test, backdoor=backdoor)
+
+
+def _without_all(pool: Pool, others: list[Pool]) -> tuple[Pool, int]:
+    kept = without(pool, Pool.concat([o.to(pool.device) for o in others])) if others else pool
+    return kept, len(pool) - len(kept)
+
+
+def _labels_are_true(flagged: Pool, goal: Goal) -> bool:
+    """Whether sub-folder names of a flagged folder are true classes; all in the target's folder means as-given labels."""
+    known = bool((flagged.labels != UNKNOWN).all())
+    return known and bool(goal.counted(flagged.labels).any())
+
+

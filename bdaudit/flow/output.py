@@ -1,0 +1,26 @@
+"""What an audit leaves in its folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from bdaudit.inputs.checkpoint import read_checkpoint, save_checkpoint
+from bdaudit.inputs.classifier import Classifier
+from bdaudit.report.render import render
+from bdaudit.report.schema import Report
+
+REPORT = "report.json"
+
+
+def write_audit(folder: Path, report: Report, purified: Classifier | None, model: Path) -> None:
+    """Write report.json, report.html, and the purified model in the suspect's own format."""
+    (folder / REPORT).write_text(report.to_json())
+    (folder / "report.html").write_text(render(report, "html"))
+    if purified is not None:
+        out = folder / f"{model.stem}.purified{model.suffix}"
+        save_checkpoint(purified, out, like=read_checkpoint(model), provenance={"purified_by": report.title})
+
+
+def is_audit(folder: Path) -> bool:
+    """Whether a folder is one that an audit wrote (and so may be replaced by a new one)."""
+    return (folder / REPORT).is_file()

@@ -1,0 +1,63 @@
+"""What was used: versions, hashes, revision."""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+import subprocess
+from functools import cache
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import bdaudit
+from bdaudit import ops, plugins
+from bdaudit.inputs.classifier import Classifier
+from bdaudit.inputs.pool import Pool
+
+
+def environment() -> dict[str, Any]:
+    """Versions of bdaudit, plugins, torch and Python, and the git revision of a source checkout."""
+    others = {f"{f.distribution} {f.version}" for f in plugins.registry().found.values() if f.distribution != "bdaudit"}
+    return {
+        "bdaudit": bdaudit.__version__,
+        "git": git_revision(),
+        "plugins": sorted(others),
+        "python": platform.python_version(),
+        "torch": version("torch"),
+        "ops": ops.backend()["cpu"],
+        "threads": torch.get_num_threads(),
+    }
+
+
+@cache
+def git_revision() -> str:
+    """The revision of the checkout that bdaudit runs from; `none` for an installed copy."""
+    root = Path(bdaudit.__file__).resolve().parent.parent
+    if not (root / ".git").exists():
+        return "none"
+    done = subprocess.run(
+        ["git", "-C", str(root), "describe", "--always", "--dirty"], capture_output=True, text=True, check=False
+    )
+    return done.stdout.strip() or "none"
+
+
+def describe_pool(pool: Pool, source: str) -> dict[str, Any]:
+    """Size and hash of a pool."""
+    return {"n": len(pool), "sha256": pool.digest(), "source": source}
+
+
+def describe_model(model: Classifier) -> dict[str, Any]:
+    """Architecture and hash of a model's weights."""
+    return {"arch": str(model.arch) if model.arch else type(model.body).__name__, "weights_sha256": weights_digest(model)}
+
+
+def weights_digest(model: Classifier) -> str:
+    """Hash all weights and buffers (hex)."""
+    total = hashlib.sha256()
+    for name, tensor in model.body.state_dict().items():
+        total.update(name.encode())
+        total.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return total.hexdigest()

@@ -1,0 +1,90 @@
+"""A run folder: everything an attack left behind, enough to rebuild its triggered test set elsewhere."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from bdaudit import plugins
+from bdaudit.attacks.base import Attack
+from bdaudit.attacks.triggers import KINDS, Trigger, load_trigger
+from bdaudit.errors import InputError, UsageError, one_line
+from bdaudit.inputs.folders import read_folder
+from bdaudit.inputs.goal import Goal
+from bdaudit.inputs.pool import Pool
+
+RECORD = "attack.json"
+
+
+class AttackRecord(BaseModel):
+    """What attack.json says: how the run was made, and the figures it had when it was finished."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    schema_version: str = "1"
+    attack: str
+    options: dict[str, Any]
+    target: int | None
+    classes: list[str]
+    shape: tuple[int, int, int]
+    rows: dict[str, int]
+    metrics: dict[str, dict[str, float | int]]
+    data: str
+    arch: str
+    recipe: dict[str, Any]
+    provenance: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run folder, opened: its record and its trigger; pools are read when asked for."""
+
+    folder: Path
+    record: AttackRecord
+    trigger: Trigger
+
+    @property
+    def goal(self) -> Goal:
+        return Goal(self.record.target, len(self.record.classes))
+
+    @property
+    def model_path(self) -> Path:
+        return self.folder / "model.pt"
+
+    @property
+    def reference_path(self) -> Path | None:
+        """The clean twin, if the run has one."""
+        path = self.folder / "reference.pt"
+        return path if path.is_file() else None
+
+    def pool(self, name: str) -> Pool:
+        """Read one of clean, flagged, reserve, test, train."""
+        return read_folder(self.folder / name, classes=self.record.classes, shape=self.record.shape)
+
+
+def open_run(folder: Path | str, trigger_kinds: Mapping[str, type[Trigger]] | None = None) -> Run:
+    """Open a run folder; the trigger's class comes from the attack plugin that the record names."""
+    folder = Path(folder)
+    path = folder / RECORD
+    if not path.is_file():
+        raise InputError(f"{one_line(folder)}: not a run folder (it has no {RECORD}); make one with: bdaudit attack")
+    try:
+        record = AttackRecord.model_validate(json.loads(path.read_text()))
+        Goal(record.target, len(record.classes))
+    except (OSError, ValueError, ValidationError, UsageError) as e:
+        raise InputError(f"{one_line(path)}: not an attack record ({one_line(e, 120)})") from None
+    if trigger_kinds is None:
+        attack: type[Attack] = plugins.get("attack", record.attack)
+        trigger_kinds = attack.trigger_kinds
+    trigger = load_trigger(folder / "trigger.safetensors", {**KINDS, **trigger_kinds})
+    return Run(folder, record, trigger)
+
+
+def is_run(folder: Path) -> bool:
+    """Whether a folder is one that an attack wrote (and so may be replaced by a new run)."""
+    return (folder / RECORD).is_file()

@@ -1,0 +1,1 @@
+"""What enters: pools of images, checkpoints, architectures, datasets."""

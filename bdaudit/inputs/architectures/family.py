@@ -1,0 +1,52 @@
+"""What the registry keeps of one architecture."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TypeAlias
+
+from torch import nn
+
+Shapes: TypeAlias = Mapping[str, tuple[int, ...]]
+
+
+@dataclass(frozen=True)
+class Option:
+    """An integer that an architecture is built with: its default and its least and greatest value."""
+
+    default: int
+    low: int
+    high: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Family:
+    """One architecture: how to build it, and how to read its options off the shapes of its weights.
+
+    make: takes `num_classes`, `channels` and the options, all by keyword.
+    stem: the weight of the first convolution, (width, channels, kernel, kernel).
+    heads: possible names of the last linear layer's weight, (num_classes, features).
+    infer: options from shapes that hold the stem and a head. It need not check anything else.
+    size, min_size: the usual and the least height and width of an image.
+    tensors: how many weights a state holds without BatchNorm's counters; None where that depends on the
+    options.
+    """
+
+    name: str
+    make: Callable[..., nn.Module]
+    stem: str
+    heads: tuple[str, ...]
+    size: int
+    min_size: int = 1
+    tensors: int | None = None
+    options: Mapping[str, Option] = field(default_factory=dict)
+    infer: Callable[[Shapes], dict[str, int]] = lambda shapes: {}
+
+    def head(self, shapes: Shapes) -> str | None:
+        """The name of the head's weight among `shapes`, None where there is none."""
+        return next((name for name in self.heads if len(shapes.get(name, ())) == 2), None)
+
+    def plausible(self, shapes: Shapes) -> bool:
+        """Whether the first and last weights are there, which is all that `infer` relies on."""
+        return len(shapes.get(self.stem, ())) == 4 and self.head(shapes) is not None

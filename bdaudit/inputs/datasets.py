@@ -1,0 +1,235 @@
+"""Datasets by name, read from disk; nothing is downloaded unless that was asked for."""
+
+from __future__ import annotations
+
+import gzip
+import os
+import pickle
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from bdaudit.errors import ImageError, UsageError, did_you_mean, one_line
+from bdaudit.inputs.classifier import Preprocessing
+from bdaudit.inputs.folders import folder_classes, read_folder
+from bdaudit.inputs.normalisation import NORMALISATIONS
+from bdaudit.inputs.pool import Pool
+
+DEBIAN_FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Images with an official (or no) test split, and how the field feeds them to a network.
+
+    test: None where there is no official split. flip: whether mirrored images are still the same class.
+    arch, epochs: what a network is trained with unless the user says otherwise.
+    """
+
+    name: str
+    train: Pool
+    test: Pool | None
+    classes: tuple[str, ...]
+    preprocessing: Preprocessing
+    flip: bool = False
+    arch: str = "resnet18"
+    epochs: int = 20
+
+
+def load_dataset(name: str, *, root: Path | None = None, download: bool = False) -> Dataset:
+    """Load `digits`, `fashion-mnist`, `cifar10`, or a folder with one sub-folder a class.
+
+    root: where dataset files lie; else the BDAUDIT_DATA environment variable, else ~/.cache/bdaudit.
+    download: fetch missing files with torchvision's own downloader.
+    """
+    if name in _LOADERS:
+        return _LOADERS[name](data_root(root), download)
+    folder = Path(name.removeprefix("folder:"))
+    if folder.is_dir():
+        return _image_folder(folder)
+    known = ", ".join(_LOADERS)
+    raise UsageError(
+        f"--data {one_line(name, 80)}: neither a dataset ({known}) nor a folder{did_you_mean(name, _LOADERS)}"
+    )
+
+
+def data_root(root: Path | None = None) -> Path:
+    """Resolve the folder that dataset files are looked for in."""
+    return root or Path(os.environ.get("BDAUDIT_DATA", "~/.cache/bdaudit")).expanduser()
+
+
+def dataset_names() -> tuple[str, ...]:
+    """Name the datasets that are known besides folders."""
+    return tuple(_LOADERS)
+
+
+def _preprocessing(pool: Pool, normalisation: str) -> Preprocessing:
+    c, h, w = pool.shape
+    mean, std = NORMALISATIONS[normalisation]
+    return Preprocessing(channels=c, height=h, width=w, mean=mean, std=std)
+
+
+def _digits(root: Path, download: bool) -> Dataset:
+    # The optical digits that scikit-learn ships: real scans, counted ink of 0..16 on an 8 x 8 grid.
+    from sklearn.datasets import load_digits
+
+    ink, labels = load_digits(return_X_y=True)
+    small = torch.from_numpy(ink).float().reshape(-1, 1, 8, 8) * (255 / 16)
+    # Twice the size, so that a 3 x 3 trigger is a corner of the image and not a third of it.
+    images = torch.nn.functional.interpolate(small, scale_factor=2, mode="bilinear").round().to(torch.uint8)
+    train = Pool.of(images, torch.from_numpy(labels), "digits")
+    return Dataset("digits", train, None, tuple("0123456789"), _preprocessing(train, "digits"), arch="small_cnn", epochs=30)
+
+
+def _fashion_mnist(root: Path, download: bool) -> Dataset:
+    classes = (
+        "T-shirt/top", "Trouser", "Pullover", "Dress", "Coat",
+        "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot",
+    )  # fmt: skip
+    places = [root / "FashionMNIST" / "raw", root / "fashion-mnist", root, DEBIAN_FASHION_MNIST]
+    if download and not any(_idx_file(p, "train-images-idx3-ubyte") for p in places):
+        from torchvision.datasets import FashionMNIST
+
+        FashionMNIST(root, download=True)
+    for place in places:
+        if _idx_file(place, "train-images-idx3-ubyte"):
+            train, test = (
+                Pool.of(
+                    _idx(place, f"{part}-images-idx3-ubyte", 3).unsqueeze(1),
+                    _idx(place, f"{part}-labels-idx1-ubyte", 1),
+                    f"fashion-mnist/{part}",
+                )
+                for part in ("train", "t10k")
+            )
+            return Dataset("fashion-mnist", train, test, classes, _preprocessing(train, "fashion-mnist"), epochs=10)
+    raise UsageError(
+        f"fashion-mnist: no files in {root} or {DEBIAN_FASHION_MNIST}; apt-get install dataset-fashion-mnist, "
+        "or set BDAUDIT_DATA to torchvision's root, or give --download"
+    )
+
+
+def _idx_file(folder: Path, stem: str) -> Path | None:
+    return next((p for p in (folder / stem, folder / f"{stem}.gz") if p.is_file()), None)
+
+
+def _idx(folder: Path, stem: str, ndim: int) -> Tensor:
+    """Read one IDX file of unsigned bytes, gzipped or not (LeCun's MNIST format)."""
+    path = _idx_file(folder, stem)
+    if path is None:
+        raise ImageError(f"{folder / stem}: missing (its sibling files are there)")
+    try:
+        file: IO[bytes] = gzip.open(path) if path.suffix == ".gz" else path.open("rb")
+        with file:
+            data = file.read()
+    except (OSError, EOFError) as e:
+        raise ImageError(f"{path}: cannot be read ({one_line(e, 80)})") from e
+    sizes = np.frombuffer(data[4 : 4 + 4 * ndim], dtype=">u4").astype(np.int64)
+    # The first four bytes: two zeros, 8 for "unsigned byte", the number of dimensions.
+    if data[:4] != bytes([0, 0, 8, ndim]) or len(data) != 4 + 4 * ndim + int(sizes.prod()):
+        raise ImageError(f"{path}: not an IDX file of {ndim}-dimensional bytes, or truncated")
+    return torch.frombuffer(bytearray(data), dtype=torch.uint8, offset=4 + 4 * ndim).reshape(sizes.tolist())
+
+
+def _cifar10(root: Path, download: bool) -> Dataset:
+    classes = (
+        "airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck",
+    )  # fmt: skip
+    if download and not any((root / f"cifar-10-batches-{kind}").is_dir() for kind in ("bin", "py")):
+        from torchvision.datasets import CIFAR10
+
+        CIFAR10(root, download=True)
+    for kind, read, names in (("bin", _cifar_bin, "{}.bin"), ("py", _cifar_py, "{}")):
+        folder = root / f"cifar-10-batches-{kind}"
+        if folder.is_dir():
+            parts = [read(folder / names.format(f"data_batch_{i}")) for i in range(1, 6)]
+            train = Pool.of(torch.cat([p[0] for p in parts]), torch.cat([p[1] for p in parts]), "cifar10/train")
+            test = Pool.of(*read(folder / names.format("test_batch")), "cifar10/test")
+            return Dataset("cifar10", train, test, classes, _preprocessing(train, "cifar10"), flip=True)
+    raise UsageError(
+        f"cifar10: no cifar-10-batches-bin or cifar-10-batches-py in {root}; "
+        "set BDAUDIT_DATA to the folder that holds it, or give --download"
+    )
+
+
+def _cifar_bin(path: Path) -> tuple[Tensor, Tensor]:
+    try:
+        data = torch.frombuffer(bytearray(path.read_bytes()), dtype=torch.uint8)
+    except OSError as e:
+        raise ImageError(f"{path}: cannot be read ({one_line(e, 80)})") from e
+    if not len(data) or len(data) % 3073:
+        raise ImageError(f"{path}: not rows of 1 + 3072 bytes, or truncated")
+    rows = data.reshape(-1, 3073)
+    return rows[:, 1:].reshape(-1, 3, 32, 32).contiguous(), rows[:, 0].long()
+
+
+class _ArrayUnpickler(pickle.Unpickler):
+    """Unpickle numpy arrays and plain containers, and nothing else: no other name is ever imported."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        if name == "_reconstruct" and module in ("numpy.core.multiarray", "numpy._core.multiarray"):
+            return np._core.multiarray._reconstruct  # type: ignore[attr-defined]
+        if (module, name) == ("numpy", "ndarray"):
+            return np.ndarray
+        if (module, name) == ("numpy", "dtype"):
+            return np.dtype
+        if (module, name) == ("_codecs", "encode"):
+            return lambda text, _: text.encode("latin1")
+        raise pickle.UnpicklingError(f"it asks for {module}.{name}, which is not an array")
+
+
+def _cifar_py(path: Path) -> tuple[Tensor, Tensor]:
+    try:
+        with path.open("rb") as file:
+            batch = _ArrayUnpickler(file, encoding="bytes").load()
+        pixels, labels = np.asarray(batch[b"data"]), np.asarray(batch[b"labels"])
+        if pixels.dtype != np.uint8 or labels.dtype.kind not in "iu":
+            raise ValueError("pixels are not bytes or labels are not integers")
+        return torch.from_numpy(pixels.copy()).reshape(-1, 3, 32, 32), torch.from_numpy(labels.astype(np.int64))
+    except Exception as e:  # a damaged pickle can raise anything
+        raise ImageError(f"{path}: not a CIFAR batch ({one_line(e, 100)})") from e
+
+
+def _image_folder(folder: Path) -> Dataset:
+    parts = [folder / "train", folder / "test"]
+    split = all(p.is_dir() for p in parts)
+    root = parts[0] if split else folder
+    classes = folder_classes(root)
+    if len(classes) < 2:
+        raise ImageError(f"{one_line(folder)}: a data folder needs at least two class sub-folders")
+    shape = _common_shape(root)
+    train = read_folder(root, classes=classes, shape=shape)
+    test = read_folder(parts[1], classes=classes, shape=shape) if split else None
+    c, h, w = shape
+    # No published statistics: plain [0, 1] pixels, centred.
+    preprocessing = Preprocessing(channels=c, height=h, width=w, mean=(0.5,) * c, std=(0.5,) * c)
+    return Dataset(f"folder:{folder.resolve()}", train, test, classes, preprocessing)
+
+
+def _common_shape(root: Path) -> tuple[int, int, int]:
+    """Take the first image's size; colour if any of the first few images is."""
+    from PIL import Image
+
+    paths = [p for sub in sorted(root.iterdir()) if sub.is_dir() for p in sorted(sub.iterdir())[:3]]
+    shapes = []
+    for path in paths:
+        try:
+            with Image.open(path) as image:
+                grey = image.mode in ("L", "1", "I", "I;16", "F")
+                shapes.append((1 if grey else 3, image.height, image.width))
+        except OSError:
+            continue  # named properly when the folder is read
+    if not shapes:
+        raise ImageError(f"{one_line(root)}: no images in its class sub-folders")
+    return max(s[0] for s in shapes), shapes[0][1], shapes[0][2]
+
+
+_LOADERS: dict[str, Callable[[Path, bool], Dataset]] = {
+    "digits": _digits,
+    "fashion-mnist": _fashion_mnist,
+    "cifar10": _cifar10,
+}

@@ -1,0 +1,1 @@
+"""Probes: `base` is the contract; each other file is one plugin."""

@@ -1,0 +1,83 @@
+"""What a probe is: it tries to bring the backdoor back, and reports how far it got."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, final
+
+import torch
+
+from bdaudit.contract import Plugin
+from bdaudit.errors import PluginError
+from bdaudit.inputs.classifier import Classifier
+from bdaudit.inputs.goal import Goal
+from bdaudit.inputs.pool import UNKNOWN, Pool
+from bdaudit.report.schema import Measurement
+from bdaudit.training.augment import Augment
+from bdaudit.training.loop import Recipe, tune
+
+
+@dataclass(frozen=True)
+class Backdoor:
+    """Triggered images to reactivate with, and others, disjoint from them, to evaluate on.
+
+    source: `trigger` where the attacker's trigger is known, `flagged` where only some of its images are.
+    reactivation, evaluation: triggered images with their TRUE labels, `UNKNOWN` in the second case.
+    """
+
+    goal: Goal
+    source: Literal["trigger", "flagged"]
+    reactivation: Pool
+    evaluation: Pool
+
+    def draw(self, k: int, rng: torch.Generator) -> Pool:
+        """Draw up to k triggered rows at random, labelled as the attacker wants them."""
+        rows = torch.randperm(len(self.reactivation), generator=rng)[:k]
+        drawn = self.reactivation.take(rows)
+        return drawn.labelled(self.goal.wanted(drawn.labels))
+
+    @property
+    def labels_known(self) -> bool:
+        """Whether robust accuracy can be measured."""
+        return bool((self.evaluation.labels != UNKNOWN).all())
+
+
+class Probe(Plugin):
+    """Measure a purified model. A subclass writes `measure` and names in its signature what it needs."""
+
+    kind: ClassVar[str] = "probe"
+    method: ClassVar[str] = "measure"
+
+    measure: ClassVar[Callable[..., Measurement]]
+    """Return findings, exhibits and notes; must leave the models as they were."""
+
+    @final
+    def run(self, available: Mapping[str, Any]) -> Measurement:
+        """Call `measure` with exactly the inputs it names, on private copies of the models."""
+        inputs = {k: v.clone() if isinstance(v, Classifier) else v for k, v in self.grant(available).items()}
+        result = self.measure(**inputs)
+        if not isinstance(result, Measurement):
+            raise PluginError(f"{self.name}.measure returned {type(result).__name__}, expected a Measurement")
+        return result
+
+
+def retuned(
+    model: Classifier,
+    benign: Pool,
+    poisoned: Pool,
+    recipe: Recipe,
+    rng: torch.Generator,
+    on_epoch: Callable[[int, Classifier], None] | None = None,
+    what: str = "retuning",
+) -> Classifier:
+    """Retune a copy of a model on benign images, some of which are replaced by poisoned ones.
+
+    The retuning attack (SS 3.2, B.2): the total stays len(benign). As in the released code, each benign
+    image keeps one augmented view for all epochs and poisoned images are never augmented (cards 4.2).
+    """
+    views = recipe.augment(benign.images, rng)
+    kept = benign.with_images(views).take(range(len(poisoned), len(benign)))
+    mixed = Pool.concat([kept.to("cpu"), poisoned.to("cpu")])
+    plain = Recipe(**{**recipe.__dict__, "augment": Augment()})
+    return tune(model.clone(), mixed, plain, rng, on_epoch=on_epoch, what=what)

@@ -1,0 +1,159 @@
+"""RA: the retuning attack."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterable
+
+import torch
+
+from bdaudit.attacks.triggers import Trigger, noise, patch, stripes
+from bdaudit.contract import option
+from bdaudit.hookspecs import hookimpl
+from bdaudit.inputs.classifier import Classifier
+from bdaudit.inputs.goal import Goal
+from bdaudit.inputs.pool import Pool
+from bdaudit.probes.base import Backdoor, Probe, retuned
+from bdaudit.report.schema import Exhibit, Finding, Measurement, Subject
+from bdaudit.report.statistics import rate_finding
+from bdaudit.runtime import spawn
+from bdaudit.training.augment import Augment
+from bdaudit.training.loop import Recipe
+from bdaudit.training.metrics import Rate, accuracy, attack_rates
+
+
+class Retune(Probe):
+    """Retune on a handful of poisoned images among many benign ones and see whether the backdoor returns.
+
+    Superficial Safety, section 3.2 and B.2 (RA): 5 BadNets images (Blended 1, SSBA 10, LC 2) in a benign
+    set of 2% of the training images, SGD .01, 5 epochs. The same is done to a reference, and with null
+    triggers from several families that the model never saw: what they reach is new learning, not residue.
+    """
+
+    name = "retune"
+
+    poisoned: int = option(5, "poisoned images that replace benign ones", cite="SS B.2: BadNets 5, Blended 1, SSBA 10, LC 2", ge=1)
+    draws: int = option(3, "draws of poisoned images, each its own retuning", cite="cards 4.2", ge=1)
+    null_draws: int = option(1, "draws for each null trigger", ge=1)
+    benign_size: int = option(1000, "benign images to retune with, at most", cite="SS B.2", ge=2)
+    epochs: int = option(5, "passes", cite="SS B.2", ge=1)
+    lr: float = option(0.01, "learning rate, constant", cite="SS B.2: .01 CIFAR-10, .001 others", gt=0)
+    batch_size: int = option(128, "images a step", cite="SS B.2", ge=2)
+
+    def measure(
+        self,
+        purified: Classifier,
+        benign: Pool,
+        test: Pool,
+        backdoor: Backdoor,
+        rng: torch.Generator,
+        reference: Classifier | None = None,
+    ) -> Measurement:
+        benign = benign.first(self.benign_size)
+        findings: list[Finding] = []
+        curves: dict[str, list[float]] = {}
+        subjects: list[tuple[Subject, Classifier]] = [("purified", purified)]
+        if reference is not None:
+            subjects.append(("reference", reference))
+        nulls = null_triggers(benign.shape, spawn(rng))
+        # Every subject meets the same draws.
+        draw_seed, null_seed = spawn(rng).initial_seed(), spawn(rng).initial_seed()
+
+        for subject, model in subjects:
+            runs = self._runs(model, benign, backdoor, self.draws, draw_seed, f"retune {subject}")
+            findings.append(rate_finding(self.name, subject, "p_asr", [asr[-1] for asr, _ in runs]))
+            kept = [accuracy(retuned_model, test) for _, retuned_model in runs]
+            findings.append(rate_finding(self.name, subject, "p_c_acc", kept))
+            curves[subject] = _mean_curve([asr for asr, _ in runs])
+            for family, trigger in nulls.items():
+                unseen = null_backdoor(trigger, benign, test, backdoor.goal)
+                runs = self._runs(model, benign, unseen, self.null_draws, null_seed, f"retune {subject}, null {family}")
+                variant = f"{family} on {subject}"
+                findings.append(rate_finding(self.name, "null", "p_asr", [asr[-1] for asr, _ in runs], variant))
+                if subject == "purified":
+                    curves[f"null: {family}"] = _mean_curve([asr for asr, _ in runs])
+
+        curve = Exhibit(
+            probe=self.name,
+            metric="p_asr",
+            title="Attack success while the model is retuned",
+            caption=f"{self.poisoned} poisoned images among {len(benign)}; mean of {self.draws} draws. "
+            "Null triggers were never seen by the model: they show what any model learns from so few images.",
+            x_label="epoch",
+            y_label="attack success rate",
+            x=[float(e) for e in range(self.epochs + 1)],
+            curves=curves,
+        )
+        return Measurement(findings=findings, exhibits=[curve], notes=self._notes(benign, backdoor, reference))
+
+    def recipe(self, pool: Pool) -> Recipe:
+        """The retuning recipe of SS B.2."""
+        augment = Augment(pad=min(pool.shape[1:]) // 8)
+        return Recipe(
+            epochs=self.epochs, lr=self.lr, batch_size=self.batch_size, schedule="constant", augment=augment
+        )
+
+    def _runs(
+        self, model: Classifier, benign: Pool, backdoor: Backdoor, draws: int, seed: int, what: str
+    ) -> list[tuple[list[Rate], Classifier]]:
+        """Retune once a draw; return each draw's ASR before and after every epoch, and its model."""
+        rng = torch.Generator().manual_seed(seed)
+        runs = []
+        for _ in range(draws):
+            asr = [attack_rates(model, backdoor.evaluation, backdoor.goal)[0]]
+            after = retuned(
+                model,
+                benign.shuffled(rng),
+                backdoor.draw(min(self.poisoned, len(benign) - 1), rng),
+                self.recipe(benign),
+                rng,
+                on_epoch=lambda _, m, asr=asr: asr.append(  # type: ignore[misc]
+                    attack_rates(m, backdoor.evaluation, backdoor.goal)[0]
+                ),
+                what=what,
+            )
+            runs.append((asr, after))
+        return runs
+
+    def _notes(self, benign: Pool, backdoor: Backdoor, reference: Classifier | None) -> list[str]:
+        notes = []
+        if len(benign) < self.benign_size:
+            notes.append(f"retune: {len(benign)} benign images were at hand, the paper uses {self.benign_size}")
+        if len(backdoor.reactivation) < self.poisoned:
+            notes.append(
+                f"retune: only {len(backdoor.reactivation)} triggered images to retune with, {self.poisoned} were asked for"
+            )
+        if reference is None:
+            notes.append("retune: no clean or exactly purified reference; only null triggers serve as controls")
+        return notes
+
+
+def null_triggers(shape: tuple[int, int, int], rng: torch.Generator) -> dict[str, Trigger]:
+    """Make triggers that no model has seen, one a family, since a residue may answer to a whole family."""
+    _, height, width = shape
+    side = max(2, min(height, width) // 8)
+    tile = torch.randint(0, 2, (side, side), generator=rng).to(torch.uint8) * 255
+    tile[0, 0], tile[-1, -1] = 255, 0
+    # Upper half, away from the middle: corners at the bottom are where attacks like to stamp.
+    left = int(torch.randint(0, width - side + 1, (), generator=rng))
+    top = int(torch.randint(0, max(1, height // 4), (), generator=rng))
+    return {
+        "patch": patch(shape, tile, top, left),
+        "noise": noise(shape, 0.2, rng),
+        "stripes": stripes(shape, 0.2, 5),
+    }
+
+
+def null_backdoor(trigger: Trigger, benign: Pool, test: Pool, goal: Goal) -> Backdoor:
+    """Build the same attack around a trigger that is not in the model."""
+    sources = benign.take(goal.counted(benign.labels))
+    return Backdoor(goal, "trigger", trigger.on(sources), trigger.on(test))
+
+
+def _mean_curve(runs: list[list[Rate]]) -> list[float]:
+    return [statistics.fmean(rates) for rates in zip(*([r.value for r in asr] for asr in runs), strict=True)]
+
+
+@hookimpl
+def bdaudit_probes() -> Iterable[type[Probe]]:
+    return [Retune]

@@ -1,0 +1,1 @@
+"""The report: one versioned document from which terminal, HTML, Markdown, JUnit and the exit code derive."""

@@ -1,0 +1,415 @@
+"""What every renderer says, in words and tables, before any markup.
+
+Reports come from files that may be hostile, so each piece of text passes through `clean` (one line, no
+control or direction-changing characters, bounded length) and each list is bounded; escaping for its own
+markup is left to each renderer.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any, Literal, TypeVar
+
+from bdaudit.errors import one_line
+from bdaudit.report.schema import Exhibit, Finding, Report, Verdict
+
+T = TypeVar("T")
+Kind = Literal["attack", "reference", "null"]
+
+STAGES_SHOWN, ROWS, COLUMNS, LISTED = 24, 200, 6, 1000
+"""Most summary tables, most rows and metrics of each, most entries of a full list; the JSON document has them all."""
+
+ORACLE = "ORACLE"
+ORACLE_MEANS = f"{ORACLE}: a real defender would not have this input; figures that rest on it are upper bounds."
+
+VERDICT_WORDS: dict[Verdict, str] = {"pass": "Pass", "fail": "Fail", "inconclusive": "Inconclusive"}
+
+SUBJECTS = {
+    "suspect": "suspect (before purification)",
+    "purified": "purified",
+    "reference": "reference (no backdoor)",
+    "null": "never-seen trigger",
+}
+
+METRICS = {
+    "c_acc": ("C-ACC", "clean images given their true class"),
+    "o_c_acc": ("C-ACC", "clean images given their true class"),
+    "p_c_acc": ("P-C-ACC", "clean images given their true class, after reactivation"),
+    "asr": ("ASR", "triggered images that the attack succeeds on"),
+    "o_asr": ("O-ASR", "triggered images that the attack succeeds on, before any reactivation"),
+    "p_asr": ("P-ASR", "triggered images that the attack succeeds on, after trying to bring the backdoor back"),
+    "c_asr": ("C-ASR", "clean images that end in the target class under the same perturbation, as by any adversarial example"),
+    "robust_acc": ("R-ACC", "triggered images still given their true class"),
+    "o_robust_acc": ("R-ACC", "triggered images still given their true class"),
+    "p_robust_acc": ("P-R-ACC", "triggered images still given their true class, after reactivation"),
+    "der": ("DER", "defense effectiveness: attack success removed, less the clean accuracy lost; 50% is no effect"),
+}  # fmt: skip
+
+STAGES = {
+    "evaluation": "Before and after purification",
+    "retune": "After retuning (RA)",
+    "qra": "After queries (QRA)",
+}
+
+INTERVALS = (
+    "Square brackets: 95% interval over the images. sd: spread over the draws, which is another matter. "
+    "Attack success never counts images whose true class is the target."
+)
+
+
+@dataclass(frozen=True)
+class Table:
+    """A titled table of cleaned text; the first column names the row."""
+
+    title: str
+    headers: list[str]
+    rows: list[list[str]]
+    left_out: int = 0
+
+
+@dataclass(frozen=True)
+class Bar:
+    """One rate to draw, what kind of evidence it is, and the bound that it is held against."""
+
+    label: str
+    finding: Finding
+    kind: Kind
+    bound: float | None = None
+
+
+def clean(text: object, limit: int = 300) -> str:
+    """Make text from outside safe to show anywhere once escaped: one line, printable, bounded."""
+    return one_line(" ".join(str(text)[: 8 * limit].split()), limit)
+
+
+def figure(value: float) -> str:
+    """Write a fraction as people read it, and anything else as a number."""
+    return f"{100 * value:.1f}%" if abs(value) <= 1 else f"{value:.4g}"
+
+
+def rate(finding: Finding) -> str:
+    """Write a rate with its interval and its spread: `12.3% [10.1, 14.8] sd 3.0`."""
+    text = figure(finding.value)
+    ends = [e for e in (finding.low, finding.high) if e is not None]
+    if len(ends) == 2:
+        text += f" [{', '.join(figure(e).rstrip('%') for e in ends)}]"
+    if finding.spread is not None:
+        text += f" sd {figure(finding.spread).rstrip('%')}"
+    return text
+
+
+def stage(probe: str) -> str:
+    """Name what was done to the model by then."""
+    return STAGES.get(probe) or f"After {clean(probe, 60)}"
+
+
+def metric(name: str) -> str:
+    """Name a metric as papers print it."""
+    return METRICS[name][0] if name in METRICS else clean(name, 40)
+
+
+def subject(finding: Finding) -> str:
+    """Name whose figure it is."""
+    name = SUBJECTS[finding.subject]
+    return f"{name}: {clean(finding.variant, 60)}" if finding.variant else name
+
+
+# ---- the verdict in plain words
+
+
+def headline(report: Report) -> str:
+    """Say in one sentence what the verdict means to somebody who reads nothing else."""
+    if report.verdict == "inconclusive":
+        return "This audit cannot decide. Treat the model as not cleared."
+    if report.verdict == "pass":
+        if not reactivations(report):
+            return "The attack no longer works. Nothing was tried to bring it back."
+        return "The attack no longer works, and trying to bring it back did not succeed."
+    o_asr = report.find("o_asr")
+    if o_asr is not None and _above(o_asr, report.policy.max_o_asr):
+        return "The backdoor is still there: purification did not remove it."
+    if any(_above(f, report.policy.max_p_asr) for f in reactivations(report)):
+        return "The backdoor was hidden, not removed: it comes back."
+    before, after = report.find("c_acc", subject="suspect"), report.find("c_acc")
+    if before and after and before.value - after.value > report.policy.max_accuracy_drop:
+        return "Purification cost more accuracy than the policy allows."
+    return "The model does not meet the policy."
+
+
+def story(report: Report) -> str:
+    """Tell the attack's success before purification, after it and after reactivation, as far as measured."""
+    parts = []
+    if before := report.find("o_asr", subject="suspect"):
+        parts.append(f"on {figure(before.value)} of triggered images before purification")
+    if after := report.find("o_asr"):
+        parts.append(f"on {figure(after.value)} after it")
+    parts += [f"on {figure(f.value)} {_lower(stage(f.probe))}" for f in islice(reactivations(report), 8)]
+    return f"The attack succeeded {_and(parts)}." if parts else "Attack success was not measured."
+
+
+def reactivations(report: Report) -> list[Finding]:
+    """List what each probe reached on the purified model."""
+    first: dict[str, Finding] = {}
+    for f in report.findings:
+        if f.subject == "purified" and f.metric == "p_asr":
+            first.setdefault(f.probe, f)
+    return list(first.values())
+
+
+def controls(report: Report) -> list[str]:
+    """Explain, a probe a sentence, how much of a reactivation anybody would get without a backdoor."""
+    return [_controls(report, real) for real in islice(reactivations(report), STAGES_SHOWN)]
+
+
+def _controls(report: Report, real: Finding) -> str:
+    rows = [f for f in report.findings if f.probe == real.probe]
+    nulls = [f for f in rows if f.subject == "null" and f.metric == "p_asr" and not _of_reference(f)]
+    references = [f for f in rows if f.subject == "reference" and f.metric == "p_asr"][:1]
+    cleans = [f for f in rows if f.subject == "purified" and f.metric == "c_asr"][:1]
+    when = stage(real.probe)
+    start = f"{when}, the real trigger reaches {figure(real.value)} on the purified model"
+    if not (nulls or references or cleans):
+        return f"{start}; no control was measured, so this cannot be told from what any model would learn."
+    parts = [f"{figure(f.value)} on the reference, which has no backdoor" for f in references]
+    if nulls:
+        shown = [f"{figure(f.value)} ({_family(f)})" for f in nulls[:8]]
+        more = [f"{len(nulls) - 8} more"] if len(nulls) > 8 else []
+        parts.append(f"{_and(shown + more)} with triggers that the model never saw")
+    parts += [f"{figure(f.value)} on clean images" for f in cleans]
+    excess = real.value - min(f.value for f in (*nulls, *references, *cleans))
+    text = f"{start}. The same treatment reaches {'; '.join(parts)}. "
+    text += f"Over the weakest of these controls the excess is {100 * excess:.1f} points"
+    text += f"; below {100 * report.policy.min_excess:.1f} it is not taken for reactivation."
+    jumped = [_family(f) for f in nulls if _above(f, report.policy.max_p_asr)][:8]
+    if jumped:
+        verb = "s jump" if len(jumped) > 1 else " jumps"
+        text += f" Never-seen trigger{verb} as well ({_and(jumped)}): the model answers to a whole family of triggers,"
+        text += " or the probe alone can teach them; compare with the reference."
+    return text
+
+
+def limits(report: Report) -> list[str]:
+    """Say what a pass does not mean, so that nobody reads more into it than was measured."""
+    probes = _and([_lower(stage(f.probe)) for f in reactivations(report)[:8]])
+    tried = f"attempts to bring it back were made {probes}" if probes else "no attempt to bring it back was made"
+    texts = [
+        "It does not mean that the model has no backdoor: only the trigger that this audit was given, or the flagged "
+        "images that stand for it, was tested.",
+        f"It does not mean that nobody can reactivate the backdoor: {tried}; longer, larger or different attempts may succeed.",
+        "It does not mean that the rate is zero: any rate inside the printed interval fits what was seen.",
+        "It does not cover other data: the figures hold for images like the test images, not for another distribution.",
+        "It says nothing about other risks, such as adversarial examples, privacy, fairness or poor accuracy on rare cases.",
+    ]
+    if any(g.oracle for g in report.granted):
+        texts.append("Oracle inputs were used here; a defender without them may get a worse result.")
+    return texts
+
+
+# ---- tables
+
+
+def summary(report: Report) -> list[Table]:
+    """Make one table a stage: subjects down, metrics across, each cell a rate with its interval."""
+    stages: defaultdict[str, list[Finding]] = defaultdict(list)
+    for f in report.findings:
+        stages[f.probe].append(f)
+    order = sorted(stages, key=lambda p: p != "evaluation")  # stable: evaluation first, then as measured
+    return [_stage_table(probe, stages[probe]) for probe in order[:STAGES_SHOWN]]
+
+
+def _stage_table(probe: str, findings: list[Finding]) -> Table:
+    metrics, dropped = _cut(dict.fromkeys(f.metric for f in findings), COLUMNS)
+    names = list(SUBJECTS)
+    groups: dict[tuple[int, str], list[Finding]] = defaultdict(list)
+    for f in findings:
+        groups[names.index(f.subject), f.variant].append(f)
+    keys, left_out = _cut(sorted(groups, key=lambda k: k[0]), ROWS)
+    rows = []
+    for key in keys:
+        cells: dict[str, str] = {}
+        counts: dict[str, None] = {}
+        for f in groups[key]:
+            if f.metric in metrics:
+                cells.setdefault(f.metric, rate(f))
+                if f.n is not None:
+                    counts[count(f.n)] = None
+        rows.append([subject(groups[key][0]), *(cells.get(m, "") for m in metrics), " / ".join(list(counts)[:3])])
+    return Table(stage(probe), ["model", *(metric(m) for m in metrics), "images"], rows, left_out + dropped)
+
+
+def flat(report: Report) -> Table:
+    """Make the table of all findings, a row each, as in the JSON document."""
+    headers = ["probe", "subject", "variant", "metric", "value", "low", "high", "n", "seeds", "spread"]
+    kept, left_out = _cut(report.findings, LISTED)
+    rows = [
+        [
+            clean(f.probe, 60), f.subject, clean(f.variant, 60), clean(f.metric, 60), figure(f.value),
+            *("" if e is None else figure(e) for e in (f.low, f.high)),
+            count(f.n), count(f.seeds), "" if f.spread is None else figure(f.spread),
+        ]
+        for f in kept
+    ]  # fmt: skip
+    return Table("All findings", headers, rows, left_out)
+
+
+def granted(report: Report) -> Table:
+    """Make the table of what each plugin was given."""
+    kept, left_out = _cut(report.granted, ROWS)
+    rows = [
+        [clean(g.plugin, 60), clean(g.input, 60), clean(g.source), ORACLE if g.oracle else "no"] for g in kept
+    ]
+    return Table("What was granted", ["plugin", "input", "from", "oracle"], rows, left_out)
+
+
+def policy(report: Report) -> Table:
+    """Make the table of the policy's bounds, each with what it means."""
+    fields = type(report.policy).model_fields
+    rows = []
+    for name, field in fields.items():
+        value = getattr(report.policy, name)
+        shown = figure(value) if isinstance(value, float) else _scalar(value)
+        rows.append([name, shown, clean(field.description or "")])
+    return Table("Policy", ["bound", "value", "meaning"], rows)
+
+
+def inputs(report: Report) -> Table:
+    """Make the table of what entered, with sizes and hashes."""
+    kept, left_out = _cut(report.inputs, ROWS)
+    rows = [[clean(name, 60), "\n".join(_pairs(flatten(report.inputs[name])))] for name in kept]
+    return Table("Inputs", ["input", "what it was"], rows, left_out)
+
+
+def provenance(report: Report) -> Table:
+    """Make the table of how the audit was run."""
+    pairs, left_out = _cut(flatten(report.provenance), LISTED)
+    return Table("Provenance", ["what", "value"], [[k, v] for k, v in pairs], left_out)
+
+
+def glossary(report: Report) -> list[tuple[str, str]]:
+    """Explain the metrics that occur in this report."""
+    used = {f.metric for f in report.findings}
+    return list(dict.fromkeys(words for name, words in METRICS.items() if name in used))
+
+
+def notes(report: Report) -> list[str]:
+    """List the caveats."""
+    return _bounded(report.notes, 1000)
+
+
+def checks(report: Report) -> list[tuple[Verdict | None, str]]:
+    """List the reasons, each with its own outcome where that was recorded."""
+    kept, left_out = _cut(report.checks, ROWS)
+    out: list[tuple[Verdict | None, str]] = [(outcome, clean(text, 1000)) for outcome, text in kept]
+    return out + ([(None, f"and {left_out} more, in the JSON report")] if left_out else [])
+
+
+def curves(report: Report) -> list[str]:
+    """Say where each curve starts and ends, for readers who cannot see it."""
+    return [said for e in islice(report.exhibits, LISTED) if (said := curve_words(e))]
+
+
+def curve_words(exhibit: Exhibit) -> str:
+    """Describe the curves of one exhibit in a sentence."""
+    named = [(clean(name, 60), ys) for name, ys in islice(exhibit.curves.items(), 12) if ys]
+    parts = [f"{name} from {figure(ys[0])} to {figure(ys[-1])}" for name, ys in named]
+    return f"{clean(exhibit.title)}: {'; '.join(parts)}." if parts else ""
+
+
+# ---- what to draw
+
+
+def bars(report: Report, limit: int = 24) -> list[Bar]:
+    """Choose the rates that tell the story: before, after, and after each reactivation beside its controls."""
+    out = []
+    if before := report.find("o_asr", subject="suspect"):
+        out.append(Bar("Suspect model, before purification", before, "attack"))
+    if after := report.find("o_asr"):
+        out.append(Bar("Purified model", after, "attack", report.policy.max_o_asr))
+    for real in reactivations(report)[:limit]:
+        when = _lower(stage(real.probe))
+        out.append(Bar(f"Purified model, {when}", real, "attack", report.policy.max_p_asr))
+        for f in report.findings:
+            if f.probe != real.probe:
+                continue
+            if f.metric == "p_asr" and f.subject == "reference":
+                out.append(Bar(f"Reference, {when}", f, "reference"))
+            elif f.metric == "p_asr" and f.subject == "null" and not _of_reference(f):
+                out.append(Bar(f"Never-seen trigger ({_family(f)})", f, "null"))
+            elif f.metric == "c_asr" and f.subject == "purified":
+                out.append(Bar("Clean images, same perturbation", f, "null"))
+    return out[:limit]
+
+
+# ---- small words
+
+
+def count(n: int | None) -> str:
+    """Write how many, with thousands apart."""
+    return "" if n is None else f"{n:,}" if abs(n) < 10**15 else "over 10^15"
+
+
+def flatten(value: object, name: str = "", depth: int = 0) -> Iterable[tuple[str, str]]:
+    """Walk nested values as (dotted name, text) pairs, in their own order."""
+    if isinstance(value, Mapping) and value and depth < 8:
+        for key, inner in islice(value.items(), LISTED):
+            part = clean(key, 80)
+            yield from flatten(inner, f"{name}.{part}" if name else part, depth + 1)
+    elif isinstance(value, list | tuple) and depth < 8 and any(isinstance(v, Mapping | list | tuple) for v in value):
+        for i, inner in enumerate(value[:LISTED]):
+            yield from flatten(inner, f"{name}[{i}]", depth + 1)
+    else:
+        yield name, _scalar(value)
+
+
+def _scalar(value: object) -> str:
+    if value is None or value in ("", [], {}, ()):
+        return "none"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, list | tuple):
+        return clean(", ".join(_scalar(v) for v in value[:50]) + (", …" if len(value) > 50 else ""), 1000)
+    return clean(value if isinstance(value, str | float) else _repr(value), 1000)
+
+
+def _repr(value: Any) -> str:
+    try:
+        return str(value)
+    except (ValueError, RecursionError):  # an integer of thousands of digits, a bottomless nest
+        return f"{type(value).__name__} too large to show"
+
+
+def _pairs(pairs: Iterable[tuple[str, str]]) -> list[str]:
+    return [f"{k}: {v}" if k else v for k, v in islice(pairs, 40)]
+
+
+def _bounded(texts: Sequence[str], limit: int) -> list[str]:
+    kept, left_out = _cut(texts, LISTED)
+    return [clean(t, limit) for t in kept] + ([f"and {left_out} more, in the JSON report"] if left_out else [])
+
+
+def _cut(items: Iterable[T], limit: int) -> tuple[list[T], int]:
+    everything = list(items)
+    return everything[:limit], max(0, len(everything) - limit)
+
+
+def _above(finding: Finding, bound: float) -> bool:
+    return (finding.value if finding.low is None else finding.low) > bound
+
+
+def _of_reference(finding: Finding) -> bool:
+    return finding.variant.endswith(" on reference")
+
+
+def _family(finding: Finding) -> str:
+    return clean(finding.variant.removesuffix(" on purified"), 40) or "unnamed"
+
+
+def _and(parts: Sequence[str]) -> str:
+    return f"{', '.join(parts[:-1])} and {parts[-1]}" if len(parts) > 1 else "".join(parts)
+
+
+def _lower(text: str) -> str:
+    return text[:1].lower() + text[1:]

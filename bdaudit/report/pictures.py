@@ -1,0 +1,60 @@
+"""Contact sheets: images before, after, and their difference times ten."""
+
+from __future__ import annotations
+
+import base64
+import io
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw
+from torch import Tensor
+
+GAP, LABEL, BACKGROUND = 4, 74, 255
+ROWS = ("clean", "triggered", "diff x10")
+
+
+def contact_sheet(before: Tensor, after: Tensor, rows: tuple[str, str, str] = ROWS) -> Image.Image:
+    """Draw three labelled rows, images (N, C, H, W) before, after, and |difference| x 10, enlarged to be seen."""
+    first, second = _bytes(before), _bytes(after)
+    difference = ((second.float() - first.float()).abs() * 10).clamp(0, 255).to(torch.uint8)
+    n, _, height, width = first.shape
+    zoom = max(1, 96 // max(height, width))
+    cell_h, cell_w = height * zoom + GAP, width * zoom + GAP
+    sheet = Image.new("RGB", (LABEL + n * cell_w, 3 * cell_h + GAP), (BACKGROUND,) * 3)
+    draw = ImageDraw.Draw(sheet)
+    for r, (name, images) in enumerate(zip(rows, (first, second, difference), strict=True)):
+        draw.text((6, GAP + r * cell_h + cell_h // 2 - 6), name, fill=(40, 40, 40))
+        for c, image in enumerate(images):
+            tile = Image.fromarray(_rgb(image)).resize((width * zoom, height * zoom), Image.Resampling.NEAREST)
+            sheet.paste(tile, (LABEL + c * cell_w, GAP + r * cell_h))
+    return sheet
+
+
+def triptych(before: Tensor, after: Tensor) -> str:
+    """Draw the sheet of a perturbation and return it as base64 PNG, to be embedded."""
+    buffer = io.BytesIO()
+    contact_sheet(before, after, ("triggered", "perturbed", "diff x10")).save(buffer, "PNG")
+    return base64.b64encode(buffer.getvalue()).decode()
+
+
+def write_preview(before: Tensor, after: Tensor, path: Path) -> None:
+    """Write the sheet of a trigger as a PNG file."""
+    contact_sheet(before, after).save(path, "PNG")
+
+
+def encode(path: Path) -> str:
+    """Read a PNG file as base64."""
+    return base64.b64encode(path.read_bytes()).decode()
+
+
+def _bytes(images: Tensor) -> Tensor:
+    if images.dtype == torch.uint8:
+        return images.cpu()
+    return (images * 255).round().clamp(0, 255).to(torch.uint8).cpu()
+
+
+def _rgb(image: Tensor) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
+    array: np.ndarray[tuple[int, ...], np.dtype[np.uint8]] = image.expand(3, -1, -1).permute(1, 2, 0).numpy()
+    return np.ascontiguousarray(array)

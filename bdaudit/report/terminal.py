@@ -1,0 +1,78 @@
+"""The report at a terminal: the verdict first, then what it rests on."""
+
+from __future__ import annotations
+
+import re
+import textwrap
+from collections.abc import Iterable
+
+from tabulate import tabulate
+
+from bdaudit.report import content
+from bdaudit.report.content import Table, clean
+from bdaudit.report.schema import Report, Verdict
+
+WIDTH = 100
+COLORS: dict[Verdict, str] = {"pass": "32", "fail": "31", "inconclusive": "33"}
+
+_HASH = re.compile(r"\b([0-9a-f]{12})[0-9a-f]{28,}\b")
+
+
+def render(report: Report, *, color: bool = False) -> str:
+    """Write the report as plain text of at most about 100 columns, with colours only if asked for."""
+
+    def paint(text: str, verdict: Verdict) -> str:
+        return f"\033[1;{COLORS[verdict]}m{text}\033[0m" if color else text
+
+    blocks = [
+        clean(report.title),
+        f"{paint(report.verdict.upper(), report.verdict)}  {content.headline(report)}\n"
+        + "\n".join(_wrap(content.story(report), "")),
+        _section("Why", (_reason(outcome, text) for outcome, text in content.checks(report))),
+    ]
+    blocks += [_table(t) for t in content.summary(report)]
+    if report.findings:
+        blocks.append("\n".join(_wrap(content.INTERVALS, "")))
+    blocks += [
+        _section("Curves", content.curves(report)),
+        _section("Controls", content.controls(report)),
+        _granted(report),
+        _section("Caveats", content.notes(report)),
+        _section("What a pass does not mean", content.limits(report)),
+        _provenance(report),
+    ]
+    return "\n\n".join(b for b in blocks if b) + "\n"
+
+
+def _reason(outcome: Verdict | None, text: str) -> str:
+    return f"[{outcome}] {text}" if outcome else text
+
+
+def _section(title: str, lines: Iterable[str]) -> str:
+    wrapped = [w for line in lines for w in _wrap(line, "  - ")]
+    return "\n".join([title, *wrapped]) if wrapped else ""
+
+
+def _wrap(text: str, bullet: str) -> list[str]:
+    return textwrap.wrap(text, WIDTH, initial_indent=bullet, subsequent_indent=" " * len(bullet))
+
+
+def _table(table: Table) -> str:
+    body = tabulate(table.rows, table.headers, tablefmt="simple", disable_numparse=True)
+    more = [f"({table.left_out} more in the JSON report)"] if table.left_out else []
+    return "\n".join([table.title, "", body, *more])
+
+
+def _granted(report: Report) -> str:
+    table = content.granted(report)
+    if not table.rows:
+        return ""
+    return _table(table) + (f"\n{content.ORACLE_MEANS}" if any(g.oracle for g in report.granted) else "")
+
+
+def _provenance(report: Report) -> str:
+    entered = [f"{name} ({', '.join(what.splitlines())})" for name, what in content.inputs(report).rows]
+    ran = [f"{name} {value}" for name, value in content.provenance(report).rows]
+    lines = [f"inputs: {'; '.join(entered)}"] if entered else []
+    lines += [f"run: {'; '.join(ran)}"] if ran else []
+    return _section("Provenance", (_HASH.sub(r"\1…", clean(line, 4000)) for line in lines))

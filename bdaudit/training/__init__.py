@@ -1,0 +1,1 @@
+"""The one tuning loop, batched augmentation and metrics that attacks, defenses and probes share."""

@@ -1,0 +1,39 @@
+"""Augmentation of whole batches on the device, uint8 in and uint8 out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Augment:
+    """Random crop after zero padding, and a horizontal flip, drawn per image.
+
+    pad: pixels on each side (0: no crop). flip: mirror with probability 1/2.
+    """
+
+    pad: int = 0
+    flip: bool = False
+
+    def __call__(self, images: Tensor, rng: torch.Generator) -> Tensor:
+        """Augment uint8 (N, C, H, W); the draws are made on the CPU, so devices agree."""
+        n, _, h, w = images.shape
+        device = images.device
+        if not (self.pad or self.flip) or not n:
+            return images
+        rows = torch.arange(h).expand(n, h)
+        columns = torch.arange(w).expand(n, w)
+        if self.flip:
+            mirrored = torch.rand(n, 1, generator=rng) < 0.5
+            columns = torch.where(mirrored, columns.flip(1), columns)
+        if self.pad:
+            dy, dx = torch.randint(0, 2 * self.pad + 1, (2, n, 1), generator=rng)
+            rows, columns = rows + dy, columns + dx
+            images = torch.nn.functional.pad(images, (self.pad,) * 4)
+        n_index = torch.arange(n, device=device)[:, None, None]
+        # One gather serves crop and flip together; advanced indices in front give (N, H, W, C).
+        taken = images.permute(0, 2, 3, 1)[n_index, rows.to(device)[:, :, None], columns.to(device)[:, None, :]]
+        return taken.permute(0, 3, 1, 2)

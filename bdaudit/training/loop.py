@@ -1,0 +1,153 @@
+"""The one tuning loop: every attack, defense and probe trains through it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from bdaudit.errors import UsageError
+from bdaudit.inputs.classifier import Classifier
+from bdaudit.inputs.pool import Pool
+from bdaudit.runtime import Runtime, permutation, seeded
+from bdaudit.training.augment import Augment
+from bdaudit.training.progress import track
+
+Loss = Callable[[Classifier, Tensor, Tensor], Tensor]
+"""(model, pixels (N, C, H, W), labels (N,)) -> scalar."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How to train: optimiser, schedule, batches.
+
+    schedule: `cosine` to zero over all steps, `onecycle` (a warm-up of 20%, then down to zero), or `constant`.
+    """
+
+    epochs: int
+    lr: float
+    batch_size: int = 128
+    optimizer: str = "sgd"
+    momentum: float = 0.9
+    weight_decay: float = 0.0
+    schedule: str = "cosine"
+    augment: Augment = field(default_factory=Augment)
+
+    def make_optimizer(self, model: torch.nn.Module) -> torch.optim.Optimizer:
+        parameters = [p for p in model.parameters() if p.requires_grad]
+        if self.optimizer == "sgd":
+            return torch.optim.SGD(
+                parameters, self.lr, self.momentum, weight_decay=self.weight_decay, foreach=True
+            )
+        if self.optimizer == "adam":
+            return torch.optim.Adam(parameters, self.lr, weight_decay=self.weight_decay, foreach=True)
+        raise UsageError(f"optimizer is sgd or adam, got {self.optimizer!r}")
+
+    def factor(self, step: int, steps: int) -> float:
+        """Learning rate at a step, as a share of `lr`."""
+        done = step / max(1, steps)
+        if self.schedule == "cosine":
+            return (1 + math.cos(math.pi * done)) / 2
+        if self.schedule == "onecycle":
+            return min(done / 0.2, (1 - done) / 0.8) if done else 1 / max(1, steps)
+        if self.schedule == "constant":
+            return 1.0
+        raise UsageError(f"schedule is cosine, onecycle or constant, got {self.schedule!r}")
+
+
+def cross_entropy(model: Classifier, x: Tensor, y: Tensor) -> Tensor:
+    """The plain training loss."""
+    return F.cross_entropy(model(x), y)
+
+
+def tune(
+    model: Classifier,
+    pool: Pool,
+    recipe: Recipe,
+    rng: torch.Generator,
+    *,
+    loss: Loss = cross_entropy,
+    after_step: Callable[[], None] | None = None,
+    on_epoch: Callable[[int, Classifier], None] | None = None,
+    what: str = "tuning",
+) -> Classifier:
+    """Train `model` in place on `pool` and return it in eval mode.
+
+    loss: what to minimise on each batch. after_step: called after every optimiser step (projections).
+    on_epoch: called with (epoch from 1, model in eval mode) after every epoch (curves).
+    Frozen parameters (`requires_grad=False`) stay as they are; BatchNorm runs in train mode.
+    """
+    if not len(pool):
+        raise UsageError(f"{what}: there are no images to train on")
+    runtime = Runtime.of(model.device)
+    runtime.place(model)
+    pool = pool.to(model.device)
+    optimizer = recipe.make_optimizer(model)
+    steps = recipe.epochs * math.ceil(len(pool) / recipe.batch_size)
+    step = 0
+    with seeded(rng), track(what, steps) as advance:
+        for epoch in range(recipe.epochs):
+            model.train()
+            for x, y in batches(pool, recipe.batch_size, rng, recipe.augment):
+                for group in optimizer.param_groups:
+                    group["lr"] = recipe.lr * recipe.factor(step, steps)
+
+                def closure(x: Tensor = x, y: Tensor = y) -> Tensor:
+                    optimizer.zero_grad(set_to_none=True)
+                    with runtime.autocast():
+                        value = loss(model, x, y)
+                    value.backward()  # type: ignore[no-untyped-call]
+                    return value.detach()  # not .item(): that would wait for the GPU every step
+
+                # A closure, so that optimisers that look twice (SAM) fit the same loop.
+                optimizer.step(closure)  # type: ignore[arg-type]
+                if after_step is not None:
+                    after_step()
+                step += 1
+                advance()
+            model.eval()
+            if on_epoch is not None:
+                on_epoch(epoch + 1, model)
+    return model
+
+
+def batches(
+    pool: Pool, size: int, rng: torch.Generator, augment: Augment | None = None
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Go once through a pool in random order; yield (pixels uint8, labels)."""
+    order = permutation(len(pool), rng).to(pool.device)
+    for rows in order.split(size):
+        if len(rows) == 1 and len(order) > 1:
+            continue  # BatchNorm has no variance on one image
+        images = pool.images[rows]
+        if augment is not None:
+            images = augment(images, rng)
+        yield images.contiguous(memory_format=torch.channels_last), pool.labels[rows]
+
+
+def endless(
+    pool: Pool, rng: torch.Generator, augment: Augment | None = None
+) -> Callable[[int], tuple[Tensor, Tensor]]:
+    """Deal a pool like a deck of cards: every row comes once before any row comes again.
+
+    Returns a function: n -> n rows (pixels uint8 (n, C, H, W), labels), however small the pool is.
+    """
+    if not len(pool):
+        raise UsageError("there are no images to draw from")
+    deck = torch.empty(0, dtype=torch.int64)
+
+    def deal(n: int) -> tuple[Tensor, Tensor]:
+        nonlocal deck
+        while len(deck) < n:
+            deck = torch.cat([deck, permutation(len(pool), rng)])
+        rows, deck = deck[:n].to(pool.device), deck[n:]
+        images = pool.images[rows]
+        if augment is not None:
+            images = augment(images, rng)
+        return images.contiguous(memory_format=torch.channels_last), pool.labels[rows]
+
+    return deal

@@ -1,0 +1,72 @@
+"""What is measured on a model: predictions, rates with their counts, DER."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from bdaudit.inputs.classifier import Classifier
+from bdaudit.inputs.goal import Goal
+from bdaudit.inputs.pool import Pool
+from bdaudit.runtime import Runtime
+
+
+@dataclass(frozen=True)
+class Rate:
+    """k successes out of n images."""
+
+    successes: int
+    n: int
+
+    @property
+    def value(self) -> float:
+        """Share of successes in [0, 1]; NaN over no images."""
+        return self.successes / self.n if self.n else float("nan")
+
+    @classmethod
+    def of(cls, hits: Tensor) -> Rate:
+        """Count a boolean tensor."""
+        return cls(int(hits.sum()), hits.numel())
+
+
+@torch.inference_mode()
+def predict_logits(model: Classifier, images: Tensor, batch_size: int = 512) -> Tensor:
+    """Run the model in eval mode over uint8 or float pixels; logits fp32 (N, K) on the model's device."""
+    runtime = Runtime.of(model.device)
+    runtime.place(model)
+    was_training = model.training
+    model.eval()
+    out = []
+    for x in images.split(batch_size):
+        with runtime.autocast():
+            out.append(model(x.to(model.device).contiguous(memory_format=torch.channels_last)).float())
+    model.train(was_training)
+    return torch.cat(out) if out else torch.empty((0, model.num_classes), device=model.device)
+
+
+def predict(model: Classifier, images: Tensor) -> Tensor:
+    """Predicted classes (N,), int64, on the CPU."""
+    return predict_logits(model, images).argmax(1).cpu()
+
+
+def accuracy(model: Classifier, pool: Pool) -> Rate:
+    """C-ACC: clean images given their true class."""
+    return Rate.of(predict(model, pool.images) == pool.labels.cpu())
+
+
+def attack_rates(model: Classifier, triggered: Pool, goal: Goal) -> tuple[Rate, Rate]:
+    """ASR and robust accuracy over triggered images that carry their TRUE labels.
+
+    Images whose true class is the target count in neither (design section 6; cards 0.2).
+    """
+    counted = goal.counted(triggered.labels)
+    kept = triggered.take(counted)
+    predicted, labels = predict(model, kept.images), kept.labels.cpu()
+    return Rate.of(predicted == goal.wanted(labels)), Rate.of(predicted == labels)
+
+
+def der(acc_before: float, acc_after: float, asr_before: float, asr_after: float) -> float:
+    """Defense effectiveness rating in [0, 1] (D3 Eq. 5, BSD Eq. 12), from fractions."""
+    return (max(0.0, asr_before - asr_after) - max(0.0, acc_before - acc_after) + 1) / 2

@@ -1,0 +1,1 @@
+"""Measurements of bdaudit's parts, each run as `python -m benchmarks.NAME`."""
