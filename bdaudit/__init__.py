@@ -38,7 +38,7 @@ _HOMES = {
     "Report": "bdaudit.report.schema",
 }
 
-__all__ = ["__version__", *_HOMES]  # noqa: PLE0604
+__all__ = ["__version__", *_HOMES]
 
 
 def __getattr__(name: str) -> Any:

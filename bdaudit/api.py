@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-import torch
 from PIL import Image
 from pydantic import ValidationError
 from torch import Tensor, nn
@@ -321,7 +320,9 @@ def choose(
     elif defense is not None:
         chosen = plugins.get("defense", defense).parse(plain)
     elif plain:
-        raise UsageError(f"-o {next(iter(plain))}: there is no defense to set it on; probes' options are probe.name=value")
+        raise UsageError(
+            f"-o {next(iter(plain))}: there is no defense to set it on; probes' options are probe.name=value"
+        )
     picked = []
     for probe in probes:
         if isinstance(probe, Probe):
@@ -330,7 +331,9 @@ def choose(
         own = {k.partition(".")[2]: prefixed.pop(k) for k in list(prefixed) if k.partition(".")[0] == probe}
         picked.append(plugins.get("probe", probe).parse(own))
     if prefixed:
-        raise UsageError(f"-o {one_line(next(iter(prefixed)), 60)}: no such probe in this audit ({', '.join(p.name for p in picked)})")
+        raise UsageError(
+            f"-o {one_line(next(iter(prefixed)), 60)}: no such probe in this audit ({', '.join(p.name for p in picked)})"
+        )
     return chosen, picked
 
 
@@ -346,7 +349,9 @@ def load_policy(policy: Policy | PathLike | None) -> Policy:
         first = e.errors()[0]
         where = ".".join(str(p) for p in first["loc"])
         known = ", ".join(Policy.model_fields)
-        raise InputError(f"--policy {one_line(policy)}: {one_line(where, 60)}: {first['msg'].lower()} (known: {known})") from None
+        raise InputError(
+            f"--policy {one_line(policy)}: {one_line(where, 60)}: {first['msg'].lower()} (known: {known})"
+        ) from None
 
 
 def as_pool(images: Pool | tuple[Tensor, Tensor] | Tensor) -> Pool:
@@ -458,7 +463,9 @@ def _preprocessing(
     if size is None:
         return None
     height, width = size
-    named = [normalisation] if normalisation else [n for n, (m, _) in NORMALISATIONS.items() if len(m) == found.channels]
+    named = (
+        [normalisation] if normalisation else [n for n, (m, _) in NORMALISATIONS.items() if len(m) == found.channels]
+    )
     neutral = ((0.0,) * found.channels, (1.0,) * found.channels)
     candidates = {"[0, 1]": neutral} if not normalisation else {}
     candidates |= {n: _normalisation(n, found.channels) for n in named}
@@ -473,7 +480,9 @@ def _preprocessing(
     pool = labelled_pool(clean, trial, "clean")
     best = choose_preprocessing(trial.body, pool.images[:512], pool.labels[:512], options.values())
     name = next(n for n, p in options.items() if p == best)
-    notes.append(f"preprocessing is not in the file: {name} fits the clean images best ({height}x{width}); --normalise overrides")
+    notes.append(
+        f"preprocessing is not in the file: {name} fits the clean images best ({height}x{width}); --normalise overrides"
+    )
     return best
 
 
@@ -513,6 +522,4 @@ def _preview(run: Run | None) -> list[Exhibit]:
     if path is None or not path.is_file():
         return []
     caption = "Clean images, the same with the trigger, and the difference times 10."
-    return [
-        Exhibit(probe="evaluation", metric="o_asr", title="The trigger", caption=caption, picture=encode(path))
-    ]
+    return [Exhibit(probe="evaluation", metric="o_asr", title="The trigger", caption=caption, picture=encode(path))]

@@ -151,7 +151,9 @@ def signature_of(cls: type[Plugin]) -> dict[str, bool]:
     inputs = {}
     for parameter in list(inspect.signature(function).parameters.values())[1:]:
         if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
-            raise PluginError(f"{cls.__name__}.{cls.method}: *{parameter.name} asks for everything; name what is needed")
+            raise PluginError(
+                f"{cls.__name__}.{cls.method}: *{parameter.name} asks for everything; name what is needed"
+            )
         if parameter.name not in RESOURCES:
             raise PluginError(
                 f"{cls.__name__}.{cls.method} asks for {parameter.name!r}, which is not a resource"
@@ -180,5 +182,3 @@ def _type_name(field: FieldInfo) -> str:
     name = annotation.__name__ if isinstance(annotation, type) else str(annotation).replace("typing.", "")
     limits = [str(m) for m in field.metadata if not callable(m)]
     return f"{name} ({', '.join(limits)})" if limits else name
-
-

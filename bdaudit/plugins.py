@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import pluggy
 
@@ -105,11 +105,11 @@ def _classes(manager: pluggy.PluginManager, module: object) -> list[tuple[str, t
         "bdaudit_probes": ("probe", Probe),
     }
     classes = []
-    for caller in manager.get_hookcallers(module) or []:  # type: ignore[arg-type]
+    for caller in manager.get_hookcallers(module) or []:
         kind, base = bases[caller.name]
         for implementation in caller.get_hookimpls():
             if implementation.plugin is module:
-                hook: Callable[[], Iterable[object]] = implementation.function
+                hook = cast(Callable[[], Iterable[object]], implementation.function)
                 classes += [(kind, check_class(cls, base)) for cls in hook()]
     if not classes:
         raise PluginError("it returns no plugin from any of bdaudit's hooks")

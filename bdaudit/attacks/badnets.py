@@ -21,7 +21,9 @@ class BadNets(Attack):
 
     name = "badnets"
 
-    style: Literal["checkerboard", "square"] = option("checkerboard", "what the patch shows", cite="FST B.2, SS B.2; PL: square")
+    style: Literal["checkerboard", "square"] = option(
+        "checkerboard", "what the patch shows", cite="FST B.2, SS B.2; PL: square"
+    )
     size: int = option(3, "side of the patch in pixels", cite="FST B.2; BSD: 2", ge=1)
     corner: Literal["lower-right", "lower-left", "upper-right", "upper-left"] = option(
         "lower-right", "where the patch goes", cite="FST B.2; BSD: upper-left"

@@ -85,9 +85,7 @@ class Attack(Plugin):
         return tune(fresh, poisoned.pool, recipe, rng, what=f"training ({self.name})")
 
     @final
-    def implant(
-        self, fresh: Classifier, train: Pool, target: int, recipe: Recipe, rng: torch.Generator
-    ) -> Implanted:
+    def implant(self, fresh: Classifier, train: Pool, target: int, recipe: Recipe, rng: torch.Generator) -> Implanted:
         """Make the trigger, poison, train. The invariants of every attack are checked here, once.
 
         fresh: trained in place. train: clean, on the CPU, left as it was.

@@ -113,7 +113,7 @@ def load_trigger(path: Path, kinds: dict[str, type[Trigger]]) -> Trigger:
 
 def patch(shape: tuple[int, int, int], tile: Tensor, top: int, left: int) -> BlendTrigger:
     """Overwrite one place with a tile (uint8 (h, w), grey, on every channel)."""
-    channels, height, width = shape
+    _, height, width = shape
     h, w = tile.shape
     if h > height or w > width or top < 0 or left < 0 or top + h > height or left + w > width:
         raise UsageError(f"a {h} x {w} patch at row {top}, column {left} does not fit into {height} x {width} images")

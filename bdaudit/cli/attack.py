@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from bdaudit.cli.common import Configured, PluginName, OptionPair, check_options, common, json_flag, warn_broken
+from bdaudit.cli.common import Configured, OptionPair, PluginName, check_options, common, json_flag, warn_broken
 
 
 @click.command("attack", cls=Configured)
@@ -16,14 +16,29 @@ from bdaudit.cli.common import Configured, PluginName, OptionPair, check_options
 @click.option("--target", type=click.IntRange(0), default=0, show_default=True, help="The target class.")
 @click.option("--arch", help="Architecture, e.g. resnet18:width=16.  [default: suits the data]")
 @click.option("--images", type=click.IntRange(1), help="Training images.  [default: 70% of what is there]")
-@click.option("--clean-size", type=click.IntRange(1), help="Images in clean/.  [default: a tenth of the training images]")
-@click.option("--flagged-size", type=click.IntRange(1), help="Images in flagged/.  [default: half of the mislabelled poison]")
+@click.option(
+    "--clean-size", type=click.IntRange(1), help="Images in clean/.  [default: a tenth of the training images]"
+)
+@click.option(
+    "--flagged-size", type=click.IntRange(1), help="Images in flagged/.  [default: half of the mislabelled poison]"
+)
 @click.option("--epochs", type=click.IntRange(1), help="Passes over the training images.")
 @click.option("--lr", type=click.FloatRange(0, min_open=True), help="Learning rate.  [default: 0.1, one cycle]")
 @click.option("--with-reference", is_flag=True, help="Also train a clean twin, as a control for audits.")
-@click.option("--data-root", type=click.Path(path_type=Path), help="Where dataset files lie.  [default: BDAUDIT_DATA or ~/.cache/bdaudit]")
+@click.option(
+    "--data-root",
+    type=click.Path(path_type=Path),
+    help="Where dataset files lie.  [default: BDAUDIT_DATA or ~/.cache/bdaudit]",
+)
 @click.option("--download", is_flag=True, help="Fetch missing dataset files.")
-@click.option("-o", "--option", "options", type=OptionPair(), multiple=True, help="Set an option of the attack; see `plugins show`.")
+@click.option(
+    "-o",
+    "--option",
+    "options",
+    type=OptionPair(),
+    multiple=True,
+    help="Set an option of the attack; see `plugins show`.",
+)
 @json_flag
 @common
 def command(
@@ -54,6 +69,7 @@ def command(
     """
     from bdaudit import api
     from bdaudit.cli.tables import run_summary
+    from bdaudit.flow.implant import Sizes
     from bdaudit.training.progress import progress_shown
 
     warn_broken()
@@ -65,7 +81,7 @@ def command(
             target=target,
             arch=arch,
             options=check_options(options),
-            sizes=api.Sizes(train=images or -1, clean=clean_size or -1, flagged=flagged_size or -1),
+            sizes=Sizes(train=images or -1, clean=clean_size or -1, flagged=flagged_size or -1),
             epochs=epochs,
             lr=lr,
             with_reference=with_reference,

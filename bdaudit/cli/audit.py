@@ -15,10 +15,16 @@ from bdaudit.cli.common import Configured, PluginName, check_options, common, js
 @click.option("--purified", type=click.Path(path_type=Path), help="Or: a model that somebody else purified.")
 @model_inputs
 @click.option("--reference", type=click.Path(path_type=Path), help="A clean or exactly purified model, as a control.")
-@click.option("--probe", "probes", type=PluginName("probe"), multiple=True, help="Which probes to run.  [default: retune, qra]")
+@click.option(
+    "--probe", "probes", type=PluginName("probe"), multiple=True, help="Which probes to run.  [default: retune, qra]"
+)
 @click.option("--policy", type=click.Path(path_type=Path), help="A TOML file with the bounds to judge by.")
 @click.option("--evaluate", type=click.IntRange(1), default=2000, show_default=True, help="Images per rate, at most.")
-@click.option("--out", type=click.Path(path_type=Path), help="Folder for the report and the purified model.  [default: audit-NAME beside MODEL]")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    help="Folder for the report and the purified model.  [default: audit-NAME beside MODEL]",
+)
 @json_flag
 @common
 def command(

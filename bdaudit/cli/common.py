@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -17,11 +18,23 @@ CONFIG = "bdaudit.toml"
 # A file beside a suspect model came with the model: it may suggest numbers and names, but never decide where
 # is read from or written to.
 PATH_OPTIONS = frozenset(
-    {"out", "config", "attack", "attack_run", "clean", "malicious", "train", "purified", "reference", "policy", "data_root"}
+    {
+        "out",
+        "config",
+        "attack",
+        "attack_run",
+        "clean",
+        "malicious",
+        "train",
+        "purified",
+        "reference",
+        "policy",
+        "data_root",
+    }
 )
 
 
-class PluginName(click.ParamType):
+class PluginName(click.ParamType[str]):
     """A plugin's name, completed from entry points without importing torch."""
 
     name = "name"
@@ -37,7 +50,7 @@ class PluginName(click.ParamType):
         return [CompletionItem(n) for n in names(self.kind) if n.startswith(incomplete)]
 
 
-class OptionPair(click.ParamType):
+class OptionPair(click.ParamType[tuple[str, str]]):
     """`name=value`, completed with the chosen plugin's option names."""
 
     name = "name=value"
@@ -76,7 +89,7 @@ class Configured(click.Command):
         return super().make_context(info_name, args, parent, **extra)
 
     def _defaults(self, args: list[str]) -> dict[str, Any]:
-        explicit = next((b for a, b in zip(args, args[1:], strict=False) if a == "--config"), None)
+        explicit = next((b for a, b in pairwise(args) if a == "--config"), None)
         explicit = explicit or next((a.partition("=")[2] for a in args if a.startswith("--config=")), None)
         if explicit is not None:
             return self._read(Path(explicit), trusted=True)
@@ -102,7 +115,9 @@ class Configured(click.Command):
             name = key.replace("-", "_")
             if name not in known:
                 if key in own:
-                    raise InputError(f"{one_line(path)}: {self.name} has no option {one_line(key, 40)!r}{did_you_mean(name, map(str, known))}")
+                    raise InputError(
+                        f"{one_line(path)}: {self.name} has no option {one_line(key, 40)!r}{did_you_mean(name, map(str, known))}"
+                    )
                 continue  # meant for another command
             if name in PATH_OPTIONS and not trusted:
                 raise InputError(

@@ -21,5 +21,9 @@ def command(as_json: bool) -> int:
     if as_json:
         click.echo(json.dumps({"healthy": healthy, **rows}, indent=2))
     else:
-        click.echo(tabulate([[k, v] for k, v in rows.items()], tablefmt="plain", maxcolwidths=[None, 90], disable_numparse=True))
+        click.echo(
+            tabulate(
+                [[k, v] for k, v in rows.items()], tablefmt="plain", maxcolwidths=[None, 90], disable_numparse=True
+            )
+        )
     return 0 if healthy else 3

@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from bdaudit import __version__
-from bdaudit.errors import BdauditError, one_line
+from bdaudit.errors import BdauditError, did_you_mean, one_line
 
 COMMANDS = {
     "demo": "Backdoor a small model on real data, purify it, audit it.",
@@ -39,14 +39,9 @@ class Lazy(click.Group):
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        try:
-            return super().resolve_command(ctx, args)
-        except click.UsageError as e:
-            from bdaudit.errors import did_you_mean
-
-            if args and args[0] not in COMMANDS and not args[0].startswith("-"):
-                e.message = f"no such command {one_line(args[0], 40)!r}{did_you_mean(args[0], COMMANDS)}"
-            raise
+        if args and args[0] not in COMMANDS and not args[0].startswith("-"):
+            raise click.UsageError(f"no such command {one_line(args[0], 40)!r}{did_you_mean(args[0], COMMANDS)}", ctx)
+        return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):

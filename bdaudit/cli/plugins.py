@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import click
 
@@ -30,7 +31,15 @@ def list_(kind: str | None = None, as_json: bool = False) -> None:
         click.echo(json.dumps(rows, indent=2))
         return
     table = [
-        [r["kind"], r["name"], r["family"], " ".join(r["needs"]), "ORACLE" if r["oracle"] else "", r["claim"], r["distribution"]]
+        [
+            r["kind"],
+            r["name"],
+            r["family"],
+            " ".join(r["needs"]),
+            "ORACLE" if r["oracle"] else "",
+            r["claim"],
+            r["distribution"],
+        ]
         for r in rows
     ]
     headers = ["kind", "name", "family", "needs", "", "what it does", "from"]
@@ -63,21 +72,43 @@ def show(name: str, as_json: bool) -> None:
         click.echo(f"{name} ({kind}, from {item.distribution} {item.version})\n\n{inspect.getdoc(item.cls)}\n")
         if kind != "attack":
             needs = [
-                [n, "needed" if n in item.cls.needs() else "optional", RESOURCES[n].claim, RESOURCES[n].source, "ORACLE" if RESOURCES[n].oracle else ""]
+                [
+                    n,
+                    "needed" if n in item.cls.needs() else "optional",
+                    RESOURCES[n].claim,
+                    RESOURCES[n].source,
+                    "ORACLE" if RESOURCES[n].oracle else "",
+                ]
                 for n in item.cls.wants()
             ]
-            click.echo(tabulate(needs, headers=["input", "", "what", "from", ""], tablefmt="simple", maxcolwidths=[None, None, 40, 50, None]) + "\n")
+            click.echo(
+                tabulate(
+                    needs,
+                    headers=["input", "", "what", "from", ""],
+                    tablefmt="simple",
+                    maxcolwidths=[None, None, 40, 50, None],
+                )
+                + "\n"
+            )
         options = item.cls.describe_options()
         if options:
-            click.echo(tabulate(options, headers="keys", tablefmt="simple", disable_numparse=True, maxcolwidths=[None, 30, None, 44, 30]))
+            click.echo(
+                tabulate(
+                    options,
+                    headers="keys",
+                    tablefmt="simple",
+                    disable_numparse=True,
+                    maxcolwidths=[None, 30, None, 44, 30],
+                )
+            )
         else:
             click.echo("no options")
 
 
-def _rows() -> list[dict[str, object]]:
+def _rows() -> list[dict[str, Any]]:
     from bdaudit.plugins import registry
 
-    rows: list[dict[str, object]] = []
+    rows: list[dict[str, Any]] = []
     for (kind, name), found in sorted(registry().found.items()):
         cls = found.cls
         if kind == "attack":

@@ -9,7 +9,14 @@ import click
 
 @click.command("report")
 @click.argument("file", type=click.Path(path_type=Path))
-@click.option("--format", "form", type=click.Choice(["text", "html", "markdown", "junit", "json"]), default="text", show_default=True, help="How to show it.")
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice(["text", "html", "markdown", "junit", "json"]),
+    default="text",
+    show_default=True,
+    help="How to show it.",
+)
 @click.option("--out", type=click.Path(path_type=Path), help="Write to a file instead of stdout.")
 def command(file: Path, form: str, out: Path | None) -> int:
     """Show the report FILE (report.json); ends with the report's own exit code."""
@@ -27,5 +34,5 @@ def command(file: Path, form: str, out: Path | None) -> int:
         click.echo(text, nl=False)
     else:
         with atomic_file(out) as partial:
-            partial.write_text(text)
+            partial.write_text(text, encoding="utf-8")
     return int(report.exit_code)

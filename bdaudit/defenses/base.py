@@ -58,7 +58,9 @@ class Tuning(Defense):
     epochs: int = option(20, "passes over the clean pool", cite="SS B.2", ge=1)
     lr: float = option(0.01, "learning rate, falling to zero on a cosine", cite="FST B.3", gt=0)
     batch_size: int = option(128, "images a step", cite="FST B.3", ge=2)
-    crop: int = option(-1, "random crop after padding by so many pixels; -1: an eighth of the image", cite="cards 0.1", ge=-1)
+    crop: int = option(
+        -1, "random crop after padding by so many pixels; -1: an eighth of the image", cite="cards 0.1", ge=-1
+    )
     flip: bool = option(False, "random mirroring (right for CIFAR-10, wrong for digits and signs)", cite="cards 0.1")
 
     def recipe(self, pool: Pool, **changes: Any) -> Recipe:

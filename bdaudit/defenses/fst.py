@@ -23,9 +23,13 @@ class FST(Tuning):
 
     name = "fst"
 
-    alpha: float = option(0.2, "weight of <w, w_ori>", cite="FST 5.1: .2 CIFAR-10, .1 GTSRB, .001 CIFAR-100 and Tiny", ge=0)
+    alpha: float = option(
+        0.2, "weight of <w, w_ori>", cite="FST 5.1: .2 CIFAR-10, .1 GTSRB, .001 CIFAR-100 and Tiny", ge=0
+    )
     epochs: int = option(10, "passes over the clean pool", cite="FST 5.1: 10 CIFAR-10, 15 others", ge=1)
-    layers: Literal["last", "all"] = option("last", "shift the last linear layer, or every one", cite="FST D.2 (VGG19-BN)")
+    layers: Literal["last", "all"] = option(
+        "last", "shift the last linear layer, or every one", cite="FST D.2 (VGG19-BN)"
+    )
 
     def purify(self, model: Classifier, clean: Pool, rng: torch.Generator) -> Classifier:
         linear = [m for m in model.body.modules() if isinstance(m, nn.Linear)]

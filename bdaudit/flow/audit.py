@@ -5,8 +5,8 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from datetime import UTC, datetime
 from typing import Any
-
 
 import torch
 
@@ -57,7 +57,7 @@ def audit(
     if (defense is None) == (purified is None):
         raise UsageError("an audit wants either a defense to run or a purified model, not both and not neither")
     policy = policy or Policy()
-    started, clock = time.time(), time.perf_counter
+    started, clock = datetime.now(UTC).isoformat(timespec="seconds"), time.perf_counter
     rng = generator(seed)
     defense_seed, reference_seed, probe_seed = (spawn(rng).initial_seed() for _ in range(3))
     seconds: dict[str, float] = {}
@@ -102,9 +102,7 @@ def audit(
             notes += measurement.notes
             seconds[probe.name] = clock() - start
 
-    verdict, reasons = judge(findings, policy, [evidence.shortfall] if evidence.shortfall else [])
-    if evidence.shortfall:
-        reasons = [evidence.shortfall]
+    verdict, reasons, outcomes = judge(findings, policy, evidence.shortfall)
     provenance = environment() | {
         "seed": seed,
         "device": Runtime.of(evidence.suspect.device).describe(),
@@ -126,6 +124,7 @@ def audit(
         title=f"Audit: {defense.name if defense else 'a purified model'}",
         verdict=verdict,
         reasons=reasons,
+        outcomes=outcomes,
         findings=findings,
         exhibits=shown,
         notes=list(dict.fromkeys(notes)),
@@ -178,5 +177,3 @@ def _accuracy_findings(evidence: Evidence, subjects: dict[Subject, Classifier]) 
 
 def _options(defense: Defense | None) -> dict[str, Any]:
     return {} if defense is None else {"name": defense.name, **defense.model_dump()}
-
-

@@ -27,7 +27,9 @@ def checkup() -> tuple[dict[str, str], bool]:
     healthy = True
     try:
         backend = ops.backend()
-        rows["extension"] = f"{backend['path']} ({backend['isa']})" if backend["path"] else f"torch reference: {backend['note']}"
+        rows["extension"] = (
+            f"{backend['path']} ({backend['isa']})" if backend["path"] else f"torch reference: {backend['note']}"
+        )
         rows["blend on cpu, cuda"] = f"{backend['cpu']}, {backend['cuda']}"
         rows["extension built with CUDA"] = backend["cuda_architectures"] if backend["cuda_built"] else "no"
         features = [name for name, there in backend["cpu_features"].items() if there]

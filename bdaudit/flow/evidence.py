@@ -155,7 +155,9 @@ def from_folders(
         "flagged images that truly belong to the target class would count as attack successes"
     ]
     given = flagged
-    flagged = flagged.take(goal.counted(flagged.labels)) if _labels_are_true(flagged, goal) else flagged.labelled(UNKNOWN)
+    flagged = (
+        flagged.take(goal.counted(flagged.labels)) if _labels_are_true(flagged, goal) else flagged.labelled(UNKNOWN)
+    )
     if (flagged.labels != UNKNOWN).all():
         notes = ["the trigger is unknown: some flagged images reactivate the backdoor, the others measure it"]
     for_defense = DEFENSE_ROWS if wants_malicious else 0
@@ -175,11 +177,15 @@ def from_folders(
     flagged, clean = flagged.shuffled(rng), clean.shuffled(rng)
     reactivation = min(25, max(RETUNE_ROWS, len(flagged) // 10))
     spent = max(for_defense, round(0.4 * (len(flagged) - reactivation))) if wants_malicious else 0
-    for_reactivation, malicious, evaluation = flagged.split(reactivation, min(spent, len(flagged) - needed + for_defense))
+    for_reactivation, malicious, evaluation = flagged.split(
+        reactivation, min(spent, len(flagged) - needed + for_defense)
+    )
     tuning = 0 if tuned_elsewhere else len(clean) // 2
     tuning_rows, benign, test = clean.split(tuning, (len(clean) - tuning) // 2)
     if not len(benign) or not len(test):
-        raise ImageError(f"{len(given)} flagged but only {len(clean)} clean images: too few to tune, retune and test with")
+        raise ImageError(
+            f"{len(given)} flagged but only {len(clean)} clean images: too few to tune, retune and test with"
+        )
     if tuned_elsewhere:
         notes.append("the model was purified elsewhere: overlap with the rows that tuned it cannot be ruled out")
     return replace(
@@ -241,5 +247,3 @@ def _labels_are_true(flagged: Pool, goal: Goal) -> bool:
     """Whether sub-folder names of a flagged folder are true classes; all in the target's folder means as-given labels."""
     known = bool((flagged.labels != UNKNOWN).all())
     return known and bool(goal.counted(flagged.labels).any())
-
-

@@ -64,8 +64,8 @@ def cut(dataset: Dataset, sizes: Sizes, rng: torch.Generator) -> Parts:
         test = test.first(sizes.test) if sizes.test >= 0 else test
     else:
         test, rows = rows.split(sizes.test if sizes.test >= 0 else n // 5)
-    # A tenth of the training rows to tune with and as many to retune with (at least the paper's 1,000,
-    # where the dataset has them) unless the user says otherwise.
+    # The defender holds a tenth of what the attacker trained on; 1,500 rows are kept back for probes, which
+    # retune on 1,000 (SS B.2).
     train = sizes.train if sizes.train >= 0 else len(rows) * 7 // 10
     clean = sizes.clean if sizes.clean >= 0 else max(train // 10, min(200, n // 10))
     left = len(rows) - train - clean
@@ -75,8 +75,8 @@ def cut(dataset: Dataset, sizes: Sizes, rng: torch.Generator) -> Parts:
             f"{dataset.name} has {n} rows: not enough for {train} training, {clean} clean, {reserve} reserve "
             f"and {len(test)} test rows"
         )
-    parts = rows.split(train, clean, reserve)
-    return Parts(*parts[:3], test)
+    trained, tuned, reserved, _ = rows.split(train, clean, reserve)
+    return Parts(trained, tuned, reserved, test)
 
 
 def implant(
@@ -145,7 +145,9 @@ def flagged_rows(implanted: Implanted, size: int, rng: torch.Generator) -> Pool:
     index = rows.nonzero().flatten()
     count = len(index) // 2 if size < 0 else size
     if not 1 <= count <= len(index):
-        raise UsageError(f"{count} flagged images were asked for, the attack poisoned {len(index)} that could be flagged")
+        raise UsageError(
+            f"{count} flagged images were asked for, the attack poisoned {len(index)} that could be flagged"
+        )
     return poisoned.pool.take(index[torch.randperm(len(index), generator=rng)[:count]])
 
 
@@ -190,7 +192,7 @@ def _write(
     save_trigger(implanted.trigger, folder / "trigger.safetensors", attack=record.attack)
     if implanted.train_trigger is not implanted.trigger:
         save_trigger(implanted.train_trigger, folder / "train_trigger.safetensors", attack=record.attack)
-    (folder / RECORD).write_text(record.model_dump_json(indent=2) + "\n")
+    (folder / RECORD).write_text(record.model_dump_json(indent=2) + "\n", encoding="utf-8")
     sources = parts.test.take(implanted.goal.counted(parts.test.labels)).first(8)
     write_preview(sources.images, implanted.trigger(sources.images), folder / "preview.png")
     write_folder(parts.clean, folder / "clean")

@@ -14,8 +14,8 @@ REPORT = "report.json"
 
 def write_audit(folder: Path, report: Report, purified: Classifier | None, model: Path) -> None:
     """Write report.json, report.html, and the purified model in the suspect's own format."""
-    (folder / REPORT).write_text(report.to_json())
-    (folder / "report.html").write_text(render(report, "html"))
+    (folder / REPORT).write_text(report.to_json(), encoding="utf-8")
+    (folder / "report.html").write_text(render(report, "html"), encoding="utf-8")
     if purified is not None:
         out = folder / f"{model.stem}.purified{model.suffix}"
         save_checkpoint(purified, out, like=read_checkpoint(model), provenance={"purified_by": report.title})

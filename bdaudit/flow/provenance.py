@@ -51,7 +51,10 @@ def describe_pool(pool: Pool, source: str) -> dict[str, Any]:
 
 def describe_model(model: Classifier) -> dict[str, Any]:
     """Architecture and hash of a model's weights."""
-    return {"arch": str(model.arch) if model.arch else type(model.body).__name__, "weights_sha256": weights_digest(model)}
+    return {
+        "arch": str(model.arch) if model.arch else type(model.body).__name__,
+        "weights_sha256": weights_digest(model),
+    }
 
 
 def weights_digest(model: Classifier) -> str:

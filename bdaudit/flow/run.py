@@ -74,7 +74,7 @@ def open_run(folder: Path | str, trigger_kinds: Mapping[str, type[Trigger]] | No
     if not path.is_file():
         raise InputError(f"{one_line(folder)}: not a run folder (it has no {RECORD}); make one with: bdaudit attack")
     try:
-        record = AttackRecord.model_validate(json.loads(path.read_text()))
+        record = AttackRecord.model_validate(json.loads(path.read_text(encoding="utf-8")))
         Goal(record.target, len(record.classes))
     except (OSError, ValueError, ValidationError, UsageError) as e:
         raise InputError(f"{one_line(path)}: not an attack record ({one_line(e, 120)})") from None

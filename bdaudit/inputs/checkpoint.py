@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from bdaudit.errors import BdauditError, CheckpointError, one_line
@@ -99,9 +99,7 @@ class Checkpoint:
         pixels = self._preprocessing(found, preprocessing, said)
         names = self._classes(found, classes, said)
         with untouched_rng():
-            body = build(
-                found.arch.name, num_classes=found.num_classes, channels=found.channels, **found.arch.options
-            )
+            body = build(found.arch.name, num_classes=found.num_classes, channels=found.channels, **found.arch.options)
         # Counters that an old file lacks keep their zero.
         counters = {n: t for n, t in body.state_dict().items() if n.endswith(COUNTER) and n not in self.state}
         body.load_state_dict({**self.state, **counters}, strict=True)
@@ -194,9 +192,7 @@ def save_checkpoint(
     state = _like(new, like.state) if like else {name: _own_memory(t) for name, t in new.items()}
     for name, tensor in state.items():
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():
-            raise BdauditError(
-                f"the model was not saved: {name} holds NaN or infinite values as {tensor.dtype}"
-            )
+            raise BdauditError(f"the model was not saved: {name} holds NaN or infinite values as {tensor.dtype}")
     header = None
     if like is None or like.header:
         header = describe(model, {**(like.provenance if like else {}), **(provenance or {})})
@@ -209,8 +205,8 @@ def save_checkpoint(
         if form == "safetensors":
             if header:
                 metadata[KEY] = header.model_dump_json()
-            save_file({layout.prefix + n: t for n, t in state.items()}, partial, metadata or None)
-            _sort_metadata(partial)
+            data = save({layout.prefix + n: t for n, t in state.items()}, metadata or None)
+            partial.write_bytes(_sorted_metadata(data))
             return
         document = layout.wrap(state)
         if header:
@@ -238,19 +234,15 @@ def _own_memory(tensor: Tensor) -> Tensor:
     return tensor.clone(memory_format=torch.contiguous_format)
 
 
-def _sort_metadata(path: Path) -> None:
+def _sorted_metadata(data: bytes) -> bytes:
     """Order a safetensors file's metadata, which the library writes in random order."""
-    with path.open("r+b") as file:
-        (length,) = struct.unpack("<Q", file.read(8))
-        old = file.read(length)
-        head = json.loads(old)
-        head["__metadata__"] = dict(sorted(head.get("__metadata__", {}).items()))
-        if not head["__metadata__"]:
-            return
-        text = json.dumps(head, ensure_ascii=False, separators=(",", ":")).encode().ljust(length)
-        if len(text) == length:
-            file.seek(8)
-            file.write(text)
+    (length,) = struct.unpack("<Q", data[:8])
+    head = json.loads(data[8 : 8 + length])
+    if "__metadata__" in head:
+        head["__metadata__"] = dict(sorted(head["__metadata__"].items()))
+    text = json.dumps(head, ensure_ascii=False, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # the tensors start at a multiple of eight bytes
+    return struct.pack("<Q", len(text)) + text + data[8 + length :]
 
 
 def _shown(path: Path) -> str:

@@ -94,17 +94,13 @@ def read_header(raw: object) -> Header:
     try:
         header = Header.model_validate(raw)
         if header.version != VERSION:
-            raise CheckpointError(
-                f"its header has version {one_line(header.version, 20)}, expected {VERSION}"
-            )
+            raise CheckpointError(f"its header has version {one_line(header.version, 20)}, expected {VERSION}")
         if len(header.model_dump_json()) > MAX_BYTES:
             raise CheckpointError(f"its header is longer than {MAX_BYTES >> 20} MiB")
     except ValidationError as e:
         first = e.errors(include_url=False, include_context=False, include_input=False)[0]
         where = ".".join(str(part) for part in first["loc"]) or "it"
-        raise CheckpointError(
-            f"its header is invalid: {one_line(where, 80)}: {one_line(first['msg'], 120)}"
-        ) from e
+        raise CheckpointError(f"its header is invalid: {one_line(where, 80)}: {one_line(first['msg'], 120)}") from e
     except (ValueError, RecursionError) as e:  # text that is no text, provenance nested without end
         raise CheckpointError(f"its header is invalid: {one_line(e, 120)}") from e
     return header

@@ -139,7 +139,9 @@ def _next_key(document: object) -> str | None:
     usual = next((name for name in WRAPPERS if name in inner), None)
     if usual is not None:
         return usual
-    states = [k for k in inner if all(isinstance(v, Tensor) for v in dict.values(document[k]))]
+    values = {key: dict.__getitem__(document, key) for key in inner}
+    states = [key for key, v in values.items() if all(isinstance(t, Tensor) for t in dict.values(v))]
+    states = states or [key for key, v in values.items() if any(isinstance(t, Tensor) for t in _leaves(v))]
     if len(states) == 1:
         return states[0]
     raise CheckpointError(
@@ -159,9 +161,7 @@ def _checked(held: dict[Any, Any], size: int) -> dict[str, Tensor]:
     total = 0
     for name, value in held.items():
         if not isinstance(name, str) or not 0 < len(name) <= MAX_NAME:
-            raise CheckpointError(
-                f"holds an entry named {one_line(repr(name), 60)}, expected the name of a weight"
-            )
+            raise CheckpointError(f"holds an entry named {one_line(repr(name), 60)}, expected the name of a weight")
         if not isinstance(value, Tensor):
             raise CheckpointError(f"holds {_a(value)} as '{one_line(name, 80)}', expected a tensor")
         # Detached by Tensor's own method: attributes that came with the pickle stay behind.
@@ -172,20 +172,14 @@ def _checked(held: dict[Any, Any], size: int) -> dict[str, Tensor]:
             or tensor.layout != torch.strided
             or tensor.device.type != "cpu"
         ):
-            raise CheckpointError(
-                f"{one_line(name, 80)} is {_a(value)} of an unusual kind, expected plain values"
-            )
+            raise CheckpointError(f"{one_line(name, 80)} is {_a(value)} of an unusual kind, expected plain values")
         if tensor.dtype not in _FLOATS + _OTHERS:
-            raise CheckpointError(
-                f"{one_line(name, 80)} has type {tensor.dtype}, expected floating or integer values"
-            )
+            raise CheckpointError(f"{one_line(name, 80)} has type {tensor.dtype}, expected floating or integer values")
         # A few bytes may pose as a tensor of any size by being repeated. Weights shared by two layers may
         # not.
         total += tensor.numel() * tensor.element_size()
         if total > 2 * size:
-            raise CheckpointError(
-                f"{one_line(name, 80)} has an absurd size, {_shape(tensor)}, for so small a file"
-            )
+            raise CheckpointError(f"{one_line(name, 80)} has an absurd size, {_shape(tensor)}, for so small a file")
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():
             raise CheckpointError(f"{one_line(name, 80)} holds NaN or infinite values; the model is unusable")
         state[name] = tensor
@@ -197,9 +191,7 @@ def _checked(held: dict[Any, Any], size: int) -> dict[str, Tensor]:
 def _prefix(names: Mapping[str, Tensor]) -> str:
     prefix = ""
     while True:
-        more = next(
-            (p for p in PREFIXES if all(n.startswith(prefix + p) and n != prefix + p for n in names)), None
-        )
+        more = next((p for p in PREFIXES if all(n.startswith(prefix + p) and n != prefix + p for n in names)), None)
         if more is None:
             return prefix
         prefix += more

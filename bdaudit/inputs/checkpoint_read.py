@@ -52,9 +52,7 @@ def open_checkpoint(path: Path) -> Content:
     if size == 0:
         raise CheckpointError("is empty")
     if size > MAX_BYTES:
-        raise CheckpointError(
-            f"has {size / 2**30:.0f} GiB, more than any image classifier ({MAX_BYTES >> 30} GiB)"
-        )
+        raise CheckpointError(f"has {size / 2**30:.0f} GiB, more than any image classifier ({MAX_BYTES >> 30} GiB)")
     if start.startswith(b"PK\x03\x04"):
         return _open_zip(path, size)
     if start[8:] == b"{" and int.from_bytes(start[:8], "little") < MAX_BYTES:
@@ -73,26 +71,23 @@ def _open_zip(path: Path, size: int) -> Content:
         raise CheckpointError("is truncated or damaged") from e
     names = [entry.filename.partition("/")[2] for entry in entries]
     if "constants.pkl" in names or any(name.startswith("code/") for name in names):
-        raise CheckpointError(
-            f"is a TorchScript archive, which holds code: refused, nothing was run; {_SAVE}"
-        )
+        raise CheckpointError(f"is a TorchScript archive, which holds code: refused, nothing was run; {_SAVE}")
     if "archive_format" in names or any(name.startswith("models/") for name in names):
         raise CheckpointError(f"is an exported program (.pt2), not a file of weights; {_SAVE}")
     if "data.pkl" not in names:
         raise CheckpointError("is a zip archive that torch.save did not write")
     # torch.save never compresses. A small file that unpacks into memory without end does.
     if sum(entry.file_size for entry in entries) > size:
-        raise CheckpointError(
-            "is compressed or holds overlapping entries, which torch.save never writes: refused"
-        )
+        raise CheckpointError("is compressed or holds overlapping entries, which torch.save never writes: refused")
     return _open_torch(path)
 
 
 def _open_torch(path: Path) -> Content:
     try:
-        with warnings.catch_warnings():
+        # A file object, as torch would go by the extension of a path.
+        with path.open("rb") as file, warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about pickle protocols and the like, nothing a user can act on
-            document = torch.load(path, map_location="cpu", weights_only=True)
+            document = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as e:  # a damaged or hostile file makes the unpickler fail in any way there is
         raise CheckpointError(_refusal(path, e)) from e
     return Content("torch", document, {})

@@ -5,10 +5,11 @@ from __future__ import annotations
 import gzip
 import os
 import pickle
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -83,7 +84,9 @@ def _digits(root: Path, download: bool) -> Dataset:
     # Twice the size, so that a 3 x 3 trigger is a corner of the image and not a third of it.
     images = torch.nn.functional.interpolate(small, scale_factor=2, mode="bilinear").round().to(torch.uint8)
     train = Pool.of(images, torch.from_numpy(labels), "digits")
-    return Dataset("digits", train, None, tuple("0123456789"), _preprocessing(train, "digits"), arch="small_cnn", epochs=30)
+    return Dataset(
+        "digits", train, None, tuple("0123456789"), _preprocessing(train, "digits"), arch="small_cnn", epochs=30
+    )
 
 
 def _fashion_mnist(root: Path, download: bool) -> Dataset:
@@ -123,10 +126,10 @@ def _idx(folder: Path, stem: str, ndim: int) -> Tensor:
     if path is None:
         raise ImageError(f"{folder / stem}: missing (its sibling files are there)")
     try:
-        file: IO[bytes] = gzip.open(path) if path.suffix == ".gz" else path.open("rb")
-        with file:
-            data = file.read()
-    except (OSError, EOFError) as e:
+        data = path.read_bytes()
+        if path.suffix == ".gz":
+            data = gzip.decompress(data)
+    except (OSError, EOFError, zlib.error) as e:
         raise ImageError(f"{path}: cannot be read ({one_line(e, 80)})") from e
     sizes = np.frombuffer(data[4 : 4 + 4 * ndim], dtype=">u4").astype(np.int64)
     # The first four bytes: two zeros, 8 for "unsigned byte", the number of dimensions.

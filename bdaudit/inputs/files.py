@@ -41,7 +41,7 @@ def check_writable(path: Path | str) -> None:
     Missing parents are fine as long as they can be created. Nothing is left behind.
     """
     target = _resolved(path)
-    ancestor = next(p for p in target.parents if os.path.lexists(p))
+    ancestor = next((p for p in target.parents if os.path.lexists(p)), target)
     if not ancestor.is_dir():
         raise OutputError(f"{_shown(path)}: cannot be written, {_shown(ancestor)} is not a folder")
     try:
@@ -86,9 +86,7 @@ def atomic_folder(path: Path | str, replace_if: Callable[[Path], bool] = lambda 
     with _aside(target, path) as partial:
         partial.mkdir()
         yield partial
-        for file in partial.rglob("*"):
-            if file.is_file():
-                _sync(file)
+        os.sync()  # once for all: a run folder holds thousands of images, and waiting for each takes minutes
         _check_replaceable(target, path, replace_if)  # something else may have appeared meanwhile
         _swap_in(partial, target)
 
@@ -103,9 +101,7 @@ def _check_replaceable(target: Path, path: Path | str, replace_if: Callable[[Pat
     except OSError as e:
         raise _unwritable(path, e) from e
     if foreign:
-        raise OutputError(
-            f"{_shown(path)}: exists and holds something else; give another name or an empty folder"
-        )
+        raise OutputError(f"{_shown(path)}: exists and holds something else; give another name or an empty folder")
 
 
 def _swap_in(new: Path, target: Path) -> None:
@@ -129,8 +125,8 @@ def _aside(target: Path, path: Path | str) -> Iterator[Path]:
     created: list[Path] = []
     partial = _partial_name(target)
     try:
-        for parent in reversed([p for p in target.parents if not p.exists()]):
-            parent.mkdir(exist_ok=True)
+        for parent in reversed([p for p in target.parents if not p.is_dir()]):
+            parent.mkdir()
             created.append(parent)
         yield partial
         _sync(target.parent)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -28,7 +28,9 @@ def read_folder(folder: Path | str, *, classes: Sequence[str], shape: tuple[int,
     """
     root = Path(folder)
     if not root.is_dir():
-        raise ImageError(f"{one_line(root)}: no such folder" if not root.exists() else f"{one_line(root)}: not a folder")
+        raise ImageError(
+            f"{one_line(root)}: no such folder" if not root.exists() else f"{one_line(root)}: not a folder"
+        )
     files = _find(root, classes)
     if not files:
         raise ImageError(f"{one_line(root)}: no images in it (looked for {', '.join(sorted(SUFFIXES))})")
@@ -61,15 +63,21 @@ def read_image(path: Path, shape: tuple[int, int, int]) -> torch.Tensor:
                     f"{one_line(path)}: {image.width} x {image.height} pixels, more than the "
                     f"{MAX_PIXELS // 1_000_000} megapixels that are read"
                 )
+            if image.mode.startswith("I"):  # 16 bits, which Pillow would clip and not scale
+                image = Image.fromarray((np.asarray(image).astype(np.uint32) // 257).astype(np.uint8))
             image = image.convert("L" if channels == 1 else "RGB")
             if image.size != (width, height):
                 image = image.resize((width, height), Image.Resampling.BILINEAR)
             array = np.asarray(image)
     except ImageError:
         raise
+    except Image.DecompressionBombError as e:
+        raise ImageError(
+            f"{one_line(path)}: more than the {MAX_PIXELS // 1_000_000} megapixels that are read ({one_line(e, 80)})"
+        ) from e
     except UnidentifiedImageError as e:
         raise ImageError(f"{one_line(path)}: not an image, whatever its name says") from e
-    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as e:
+    except (OSError, SyntaxError, ValueError, EOFError) as e:
         # Pillow raises each of these for broken files, depending on the format.
         raise ImageError(f"{one_line(path)}: cannot be decoded ({one_line(e, 80)})") from e
     return torch.from_numpy(array.copy()).reshape(height, width, channels).permute(2, 0, 1)
@@ -89,7 +97,7 @@ def write_png(image: torch.Tensor, path: Path) -> None:
     Image.fromarray(array[..., 0] if array.shape[-1] == 1 else array).save(path, compress_level=1)
 
 
-def write_index(pool: Pool, path: Path, columns: dict[str, Sequence[object]]) -> None:
+def write_index(pool: Pool, path: Path, columns: Mapping[str, Sequence[object]]) -> None:
     """Write one CSV row an image: its number in the folder, its origin and the given columns."""
     with path.open("w", newline="") as file:
         table = csv.writer(file)
@@ -105,8 +113,7 @@ def _find(root: Path, classes: Sequence[str]) -> list[tuple[Path, int]]:
     images = [p for p in entries if _is_image(p)]
     if folders and images:
         raise ImageError(
-            f"{one_line(root)}: has both images and sub-folders; give either a flat folder "
-            "or one sub-folder a class"
+            f"{one_line(root)}: has both images and sub-folders; give either a flat folder or one sub-folder a class"
         )
     found = [(p, UNKNOWN) for p in images]
     for sub in folders:
@@ -118,7 +125,9 @@ def _find(root: Path, classes: Sequence[str]) -> list[tuple[Path, int]]:
 
 
 def _is_image(path: Path) -> bool:
-    return path.suffix.lower() in SUFFIXES and not path.name.startswith(".") and path.is_file() and not path.is_symlink()
+    return (
+        path.suffix.lower() in SUFFIXES and not path.name.startswith(".") and path.is_file() and not path.is_symlink()
+    )
 
 
 def _label(folder: Path, classes: Sequence[str]) -> int:

@@ -24,9 +24,7 @@ NORMALISATIONS: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
 
 def guess_preprocessing(channels: int, height: int, width: int) -> Preprocessing:
     """Assume that a network takes pixels in [0, 1] as they are: mean 0, std 1."""
-    return Preprocessing(
-        channels=channels, height=height, width=width, mean=(0.0,) * channels, std=(1.0,) * channels
-    )
+    return Preprocessing(channels=channels, height=height, width=width, mean=(0.0,) * channels, std=(1.0,) * channels)
 
 
 @torch.no_grad()
@@ -50,8 +48,6 @@ def choose_preprocessing(
 
 
 def _correct(body: nn.Module, images: Tensor, labels: Tensor, candidate: Preprocessing) -> int:
-    mean, std = (
-        torch.tensor(v, device=images.device).reshape(1, -1, 1, 1) for v in (candidate.mean, candidate.std)
-    )
+    mean, std = (torch.tensor(v, device=images.device).reshape(1, -1, 1, 1) for v in (candidate.mean, candidate.std))
     batches = zip(torch.split(images, 256), torch.split(labels, 256), strict=True)
     return sum(int((body((x / 255 - mean) / std).argmax(1) == y).sum()) for x, y in batches)

@@ -85,7 +85,7 @@ class Pool:
     def split(self, *sizes: int) -> list[Pool]:
         """Cut into consecutive, disjoint parts of the given sizes, and the rest as the last part."""
         if sum(sizes) > len(self):
-            raise UsageError(f"cannot cut {sizes} rows out of a pool of {len(self)}")
+            raise UsageError(f"cannot cut {sum(sizes)} rows out of a pool of {len(self)}")
         parts, start = [], 0
         for size in (*sizes, len(self) - sum(sizes)):
             parts.append(self.take(range(start, start + size)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -32,7 +33,7 @@ class Generator(nn.Module):
         d = shape[0] * shape[1] * shape[2]
         widths = [d, *[hidden] * (depth - 1), d]
         layers: list[nn.Module] = []
-        for i, o in zip(widths, widths[1:], strict=False):
+        for i, o in pairwise(widths):
             layers += [nn.Linear(i, o), nn.ReLU()]
         self.mlp = nn.Sequential(*layers[:-1], nn.Tanh())
         self.budget = budget
@@ -77,7 +78,9 @@ class QRA(Probe):
         recipe = Recipe(epochs=5, lr=0.01, schedule="constant", augment=Augment(pad=min(benign.shape[1:]) // 8))
         poison = backdoor.draw(min(self.poisoned, len(benign) - 1), rng)
         teacher = retuned(purified, benign.shuffled(rng).first(1000), poison, recipe, rng, what="qra teacher")
-        mixed = Pool.concat([benign.shuffled(rng).first(self.images), backdoor.reactivation.shuffled(rng).first(self.images)])
+        mixed = Pool.concat(
+            [benign.shuffled(rng).first(self.images), backdoor.reactivation.shuffled(rng).first(self.images)]
+        )
         generator = self._train(teacher, purified, reference, mixed, spawn(rng))
 
         clean = test.take(goal.counted(test.labels))
@@ -120,7 +123,7 @@ class QRA(Probe):
         with track(self.name, steps) as advance:
             for _ in range(self.epochs):
                 order = torch.randperm(len(mixed), generator=rng).to(device)
-                for rows in order.split(self.batch_size):
+                for rows in torch.split(order, self.batch_size):
                     x = pixels[rows].float() / 255
                     with runtime.autocast():
                         perturbed = generator(x, purified.normalise(x)).contiguous(memory_format=torch.channels_last)
@@ -151,7 +154,7 @@ class QRA(Probe):
 def _perturb(generator: Generator, model: Classifier, images: Tensor) -> Tensor:
     """Perturb uint8 images in batches; floats in [0, 1], on the CPU (a query need not be quantised)."""
     out = []
-    for batch in images.split(512):
+    for batch in torch.split(images, 512):
         x = batch.to(model.device).float() / 255
         out.append(generator(x, model.normalise(x)).cpu())
     return torch.cat(out)

@@ -32,7 +32,9 @@ class Retune(Probe):
 
     name = "retune"
 
-    poisoned: int = option(5, "poisoned images that replace benign ones", cite="SS B.2: BadNets 5, Blended 1, SSBA 10, LC 2", ge=1)
+    poisoned: int = option(
+        5, "poisoned images that replace benign ones", cite="SS B.2: BadNets 5, Blended 1, SSBA 10, LC 2", ge=1
+    )
     draws: int = option(3, "draws of poisoned images, each its own retuning", cite="cards 4.2", ge=1)
     null_draws: int = option(1, "draws for each null trigger", ge=1)
     benign_size: int = option(1000, "benign images to retune with, at most", cite="SS B.2", ge=2)
@@ -89,9 +91,7 @@ class Retune(Probe):
     def recipe(self, pool: Pool) -> Recipe:
         """The retuning recipe of SS B.2."""
         augment = Augment(pad=min(pool.shape[1:]) // 8)
-        return Recipe(
-            epochs=self.epochs, lr=self.lr, batch_size=self.batch_size, schedule="constant", augment=augment
-        )
+        return Recipe(epochs=self.epochs, lr=self.lr, batch_size=self.batch_size, schedule="constant", augment=augment)
 
     def _runs(
         self, model: Classifier, benign: Pool, backdoor: Backdoor, draws: int, seed: int, what: str

@@ -11,10 +11,11 @@ import io
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import accumulate
 from typing import TYPE_CHECKING
 from xml.etree import ElementTree as ET
 
-from bdaudit.report.content import Bar, Kind, clean, curve_words, figure, rate
+from bdaudit.report.content import Bar, Kind, clean, curve_words, rate
 from bdaudit.report.schema import Exhibit
 
 if TYPE_CHECKING:
@@ -43,8 +44,8 @@ PATTERNS = f"""<defs xmlns="http://www.w3.org/2000/svg">
 <pattern id="dots" patternUnits="userSpaceOnUse" width="3" height="3"><circle cx="1.5" cy="1.5" r=".8" fill="{NULL}"/></pattern>
 </defs>"""  # matplotlib's own hatches weigh 100 KB each
 
-WIDTH = 4.8  # inches: 346 units, so that text is of reading size on a phone
-SIZE = 9.0
+WIDTH = 4.7  # inches: 338 units, so that text is of reading size on a phone
+SIZE = 10.0
 POINTS, CURVES, HUGE = 2000, 12, 1e9
 
 SVG = "http://www.w3.org/2000/svg"
@@ -61,17 +62,20 @@ def bar_chart(bars: Sequence[Bar], key: str) -> str:
     if not bars:
         return ""
     words = Words()
-    with _figure(0.42 * len(bars) + 0.42) as fig:
+    # A little air before each bar of the trigger under audit keeps its controls with it.
+    places = list(accumulate((1.3 if bar.kind == "attack" else 1.0 for bar in bars), initial=-1.3))[1:]
+    with _figure(0.42 * (places[-1] + 1) + 0.42) as fig:
         axes = _axes(fig, left=0.01, right=0.99, bottom=0.3)
         axes.set_xlim(-0.004, 1.004)
-        axes.set_ylim(len(bars) - 0.35, -0.75)
+        axes.set_ylim(places[-1] + 0.65, -0.75)
         axes.set_yticks([])
         axes.set_xticks([0, 0.25, 0.5, 0.75, 1], [words(t) for t in ("0%", "25%", "50%", "75%", "100%")])
         labels = axes.get_xticklabels()
         labels[0].set_horizontalalignment("left")
         labels[-1].set_horizontalalignment("right")
         axes.grid(axis="x", color=LINE, linewidth=0.6)
-        for y, bar in enumerate(bars):
+        axes.set_axisbelow(True)
+        for y, bar in zip(places, bars, strict=True):
             f = bar.finding
             fill, edge = BARS[bar.kind]
             axes.barh(y, _unit(f.value), 0.36, color=fill, edgecolor=edge, linewidth=0.8, clip_on=False)
@@ -81,9 +85,13 @@ def bar_chart(bars: Sequence[Bar], key: str) -> str:
                 for end in (low, high):
                     axes.plot([end, end], [y - 0.11, y + 0.11], color=INK, linewidth=1.1)
             if bar.bound is not None:
-                axes.plot([_unit(bar.bound)] * 2, [y - 0.26, y + 0.26], color=INK, linewidth=1.1, linestyle=(0, (2, 1.5)))
-            axes.text(0, y - 0.29, words(clean(bar.label, 44)), color=INK, ha="left", va="bottom")
-            axes.text(1, y - 0.29, words(rate(f)), color=INK, ha="right", va="bottom", weight="bold")
+                axes.plot(
+                    [_unit(bar.bound)] * 2, [y - 0.27, y + 0.3], color=INK, linewidth=1.3, linestyle=(0, (2, 1.3))
+                )
+            audited = bar.kind == "attack"
+            color, weight = (INK, "bold") if audited else (MUTED, "normal")
+            axes.text(0, y - 0.29, words(clean(bar.label, 36)), color=color, ha="left", va="bottom", weight=weight)
+            axes.text(1, y - 0.29, words(rate(f, spread=False)), color=color, ha="right", va="bottom", weight=weight)
         drawn = _svg(fig)
     said = "; ".join(f"{bar.label}: {rate(bar.finding)}" for bar in bars)
     return _finish(drawn, words, key, "Attack success rates with 95% intervals", said)
@@ -98,9 +106,9 @@ def line_chart(exhibit: Exhibit, key: str) -> str:
     longest = max(len(ys) for _, ys in curves)
     xs = [_finite(x) for x in exhibit.x[:POINTS]] or [float(i) for i in range(longest)]
     rates = all(0 <= y <= 1 for _, ys in curves for y in ys)
-    legend = 0.2 * len(curves)
+    legend = 0.21 * len(curves)
     with _figure(2.6 + legend) as fig:
-        axes = _axes(fig, left=0.13, right=0.97, bottom=0.6 + legend)
+        axes = _axes(fig, left=0.13, right=0.97, bottom=0.52 + legend)
         controls = 0
         for name, ys in curves:
             color, dash, marker, width = _look(name, controls)
@@ -108,7 +116,7 @@ def line_chart(exhibit: Exhibit, key: str) -> str:
             n = min(len(xs), len(ys))
             axes.plot(
                 xs[:n], [_finite(y) for y in ys[:n]], color=color, linestyle=dash, linewidth=width,
-                marker=marker if n <= 40 else None, markersize=4, markerfacecolor="none" if dash else color,
+                marker=marker if n <= 40 else None, markersize=4, markerfacecolor=color if dash == "-" else "none",
                 label=words(clean(name, 48)), clip_on=False,
             )  # fmt: skip
         if rates:
@@ -166,9 +174,7 @@ def _figure(height: float) -> Iterator[Figure]:
 
     with matplotlib.rc_context():
         matplotlib.rcdefaults()
-        matplotlib.rcParams.update(
-            {"svg.fonttype": "none", "svg.hashsalt": "bdaudit", "font.size": SIZE}
-        )
+        matplotlib.rcParams.update({"svg.fonttype": "none", "svg.hashsalt": "bdaudit", "font.size": SIZE})
         yield Figure(figsize=(WIDTH, height))
 
 
@@ -195,7 +201,8 @@ def _finish(drawn: str, words: Words, key: str, title: str, description: str) ->
         for child in list(parent):
             if child.tag == f"{{{SVG}}}metadata" or child.tag == f"{{{SVG}}}style" or _empty(child):
                 parent.remove(child)
-    root.append(ET.fromstring(PATTERNS))
+    if STRIPES in drawn or DOTS in drawn:
+        root.append(ET.fromstring(PATTERNS))
     used = {"stripes", "dots", *re.findall(r"(?:url\(#|href=\"#)([\w.-]+)", drawn)}
     for element in root.iter():
         tag = element.tag = _local(element.tag)

@@ -90,13 +90,13 @@ def figure(value: float) -> str:
     return f"{100 * value:.1f}%" if abs(value) <= 1 else f"{value:.4g}"
 
 
-def rate(finding: Finding) -> str:
+def rate(finding: Finding, *, spread: bool = True) -> str:
     """Write a rate with its interval and its spread: `12.3% [10.1, 14.8] sd 3.0`."""
     text = figure(finding.value)
     ends = [e for e in (finding.low, finding.high) if e is not None]
     if len(ends) == 2:
         text += f" [{', '.join(figure(e).rstrip('%') for e in ends)}]"
-    if finding.spread is not None:
+    if spread and finding.spread is not None:
         text += f" sd {figure(finding.spread).rstrip('%')}"
     return text
 
@@ -124,17 +124,26 @@ def headline(report: Report) -> str:
     """Say in one sentence what the verdict means to somebody who reads nothing else."""
     if report.verdict == "inconclusive":
         return "This audit cannot decide. Treat the model as not cleared."
+    before, o_asr = report.find("o_asr", subject="suspect"), report.find("o_asr")
     if report.verdict == "pass":
-        if not reactivations(report):
-            return "The attack no longer works. Nothing was tried to bring it back."
-        return "The attack no longer works, and trying to bring it back did not succeed."
-    o_asr = report.find("o_asr")
+        if o_asr is None:
+            return "The report says pass, but holds no attack success rate to support it."
+        if before and not _above(before, report.policy.max_o_asr):
+            start = "The attack does not work on this model, nor did it before purification"
+        else:
+            start = "The attack no longer works"
+        tried = reactivations(report)
+        return (
+            f"{start}, and trying to bring it back did not succeed."
+            if tried
+            else f"{start}. Nothing was tried to bring it back."
+        )
     if o_asr is not None and _above(o_asr, report.policy.max_o_asr):
         return "The backdoor is still there: purification did not remove it."
     if any(_above(f, report.policy.max_p_asr) for f in reactivations(report)):
         return "The backdoor was hidden, not removed: it comes back."
-    before, after = report.find("c_acc", subject="suspect"), report.find("c_acc")
-    if before and after and before.value - after.value > report.policy.max_accuracy_drop:
+    had, kept = report.find("c_acc", subject="suspect"), report.find("c_acc")
+    if had and kept and had.value - kept.value > report.policy.max_accuracy_drop:
         return "Purification cost more accuracy than the policy allows."
     return "The model does not meet the policy."
 
@@ -165,10 +174,7 @@ def controls(report: Report) -> list[str]:
 
 
 def _controls(report: Report, real: Finding) -> str:
-    rows = [f for f in report.findings if f.probe == real.probe]
-    nulls = [f for f in rows if f.subject == "null" and f.metric == "p_asr" and not _of_reference(f)]
-    references = [f for f in rows if f.subject == "reference" and f.metric == "p_asr"][:1]
-    cleans = [f for f in rows if f.subject == "purified" and f.metric == "c_asr"][:1]
+    references, nulls, cleans = _control_rows(report, real.probe)
     when = stage(real.probe)
     start = f"{when}, the real trigger reaches {figure(real.value)} on the purified model"
     if not (nulls or references or cleans):
@@ -181,8 +187,8 @@ def _controls(report: Report, real: Finding) -> str:
     parts += [f"{figure(f.value)} on clean images" for f in cleans]
     excess = real.value - min(f.value for f in (*nulls, *references, *cleans))
     text = f"{start}. The same treatment reaches {'; '.join(parts)}. "
-    text += f"Over the weakest of these controls the excess is {100 * excess:.1f} points"
-    text += f"; below {100 * report.policy.min_excess:.1f} it is not taken for reactivation."
+    text += f"Over the weakest of these controls the excess is {_points(excess)} points"
+    text += f"; below {_points(report.policy.min_excess)} it is not taken for reactivation."
     jumped = [_family(f) for f in nulls if _above(f, report.policy.max_p_asr)][:8]
     if jumped:
         verb = "s jump" if len(jumped) > 1 else " jumps"
@@ -258,9 +264,7 @@ def flat(report: Report) -> Table:
 def granted(report: Report) -> Table:
     """Make the table of what each plugin was given."""
     kept, left_out = _cut(report.granted, ROWS)
-    rows = [
-        [clean(g.plugin, 60), clean(g.input, 60), clean(g.source), ORACLE if g.oracle else "no"] for g in kept
-    ]
+    rows = [[clean(g.plugin, 60), clean(g.input, 60), clean(g.source), ORACLE if g.oracle else "no"] for g in kept]
     return Table("What was granted", ["plugin", "input", "from", "oracle"], rows, left_out)
 
 
@@ -284,7 +288,7 @@ def inputs(report: Report) -> Table:
 
 def provenance(report: Report) -> Table:
     """Make the table of how the audit was run."""
-    pairs, left_out = _cut(flatten(report.provenance), LISTED)
+    pairs, left_out = _cut(flatten(report.provenance) if report.provenance else [], LISTED)
     return Table("Provenance", ["what", "value"], [[k, v] for k, v in pairs], left_out)
 
 
@@ -302,7 +306,7 @@ def notes(report: Report) -> list[str]:
 def checks(report: Report) -> list[tuple[Verdict | None, str]]:
     """List the reasons, each with its own outcome where that was recorded."""
     kept, left_out = _cut(report.checks, ROWS)
-    out: list[tuple[Verdict | None, str]] = [(outcome, clean(text, 1000)) for outcome, text in kept]
+    out: list[tuple[Verdict | None, str]] = [(o, clean(text, 1000) or "no reason given") for o, text in kept]
     return out + ([(None, f"and {left_out} more, in the JSON report")] if left_out else [])
 
 
@@ -325,21 +329,16 @@ def bars(report: Report, limit: int = 24) -> list[Bar]:
     """Choose the rates that tell the story: before, after, and after each reactivation beside its controls."""
     out = []
     if before := report.find("o_asr", subject="suspect"):
-        out.append(Bar("Suspect model, before purification", before, "attack"))
+        out.append(Bar("Suspect, before purification", before, "attack"))
     if after := report.find("o_asr"):
-        out.append(Bar("Purified model", after, "attack", report.policy.max_o_asr))
+        out.append(Bar("Purified", after, "attack", report.policy.max_o_asr))
     for real in reactivations(report)[:limit]:
         when = _lower(stage(real.probe))
-        out.append(Bar(f"Purified model, {when}", real, "attack", report.policy.max_p_asr))
-        for f in report.findings:
-            if f.probe != real.probe:
-                continue
-            if f.metric == "p_asr" and f.subject == "reference":
-                out.append(Bar(f"Reference, {when}", f, "reference"))
-            elif f.metric == "p_asr" and f.subject == "null" and not _of_reference(f):
-                out.append(Bar(f"Never-seen trigger ({_family(f)})", f, "null"))
-            elif f.metric == "c_asr" and f.subject == "purified":
-                out.append(Bar("Clean images, same perturbation", f, "null"))
+        out.append(Bar(f"Purified, {when}", real, "attack", report.policy.max_p_asr))
+        references, nulls, cleans = _control_rows(report, real.probe)
+        out += [Bar(f"Reference, {when}", f, "reference") for f in references]
+        out += [Bar(f"Never-seen trigger ({_family(f)})", f, "null") for f in nulls]
+        out += [Bar("Clean images, same perturbation", f, "null") for f in cleans]
     return out[:limit]
 
 
@@ -399,8 +398,13 @@ def _above(finding: Finding, bound: float) -> bool:
     return (finding.value if finding.low is None else finding.low) > bound
 
 
-def _of_reference(finding: Finding) -> bool:
-    return finding.variant.endswith(" on reference")
+def _control_rows(report: Report, probe: str) -> tuple[list[Finding], list[Finding], list[Finding]]:
+    """Pick a probe's controls: the reference, null triggers on the purified model, perturbed clean images."""
+    rows = [f for f in report.findings if f.probe == probe]
+    references = [f for f in rows if f.subject == "reference" and f.metric == "p_asr"][:1]
+    nulls = [f for f in rows if f.subject == "null" and f.metric == "p_asr" and not f.variant.endswith(" on reference")]
+    cleans = [f for f in rows if f.subject == "purified" and f.metric == "c_asr"][:1]
+    return references, nulls, cleans
 
 
 def _family(finding: Finding) -> str:
@@ -409,6 +413,10 @@ def _family(finding: Finding) -> str:
 
 def _and(parts: Sequence[str]) -> str:
     return f"{', '.join(parts[:-1])} and {parts[-1]}" if len(parts) > 1 else "".join(parts)
+
+
+def _points(difference: float) -> str:
+    return f"{100 * difference:.1f}" if abs(difference) <= 1 else f"{100 * difference:.4g}"
 
 
 def _lower(text: str) -> str:

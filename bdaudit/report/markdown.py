@@ -49,7 +49,7 @@ def escape(text: str) -> str:
     text = _SPECIAL.sub(r"\\\1", text)
     text = _START.sub(lambda m: f"\\{m[1]}" if m[1] else f"{m[2]}\\{m[3]}", text)
     # GitHub links bare addresses and @names even when escaped; a zero-width space stops both.
-    return _LINK.sub(lambda m: m[0][0] + "\u200b" + m[0][1:], text)
+    return _LINK.sub(lambda m: "@\u200b" if m[0] == "@" else "\u200b" + m[0], text)
 
 
 def _cell(text: str) -> str:
@@ -80,6 +80,11 @@ def _grid(table: Table, rows: list[list[str]]) -> str:
 
 def _granted(report: Report) -> str:
     table = content.granted(report)
-    text = _grid(table, [[*map(_cell, row[:-1]), f"**{row[-1]}**" if g.oracle else row[-1]]
-                         for row, g in zip(table.rows, report.granted, strict=False)])
+    text = _grid(
+        table,
+        [
+            [*map(_cell, row[:-1]), f"**{row[-1]}**" if g.oracle else row[-1]]
+            for row, g in zip(table.rows, report.granted, strict=False)
+        ],
+    )
     return text + (f"\n\n{content.ORACLE_MEANS}" if any(g.oracle for g in report.granted) else "")

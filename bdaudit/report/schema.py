@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from bdaudit.errors import InputError, one_line
 
-SCHEMA_VERSION = "1"
+SCHEMA_VERSION: Literal["1"] = "1"
 
 Subject = Literal["suspect", "purified", "reference", "null"]
 Verdict = Literal["pass", "fail", "inconclusive"]

@@ -8,15 +8,17 @@ from bdaudit.report.schema import Finding, Policy, Verdict
 from bdaudit.report.statistics import images_needed, wilson
 
 
-def judge(findings: Sequence[Finding], policy: Policy, unmet: Sequence[str] = ()) -> tuple[Verdict, list[str]]:
-    """Decide pass, fail or inconclusive, with a reason for every check, the decisive ones first.
+def judge(findings: Sequence[Finding], policy: Policy, shortfall: str = "") -> tuple[Verdict, list[str], list[Verdict]]:
+    """Decide pass, fail or inconclusive, with a reason and an outcome for every check, the decisive ones first.
 
     A bound is broken when the whole interval lies above it, kept when the whole interval lies below it,
-    and undecided otherwise. Any broken bound fails; any undecided one, or an unmet requirement
-    (`unmet`: one sentence each), makes the rest inconclusive.
+    and undecided otherwise. Any broken bound fails; any undecided one makes the rest inconclusive.
+    shortfall: why nothing could be measured at all; then there is nothing else to judge.
     """
+    if shortfall:
+        return "inconclusive", [shortfall], ["inconclusive"]
     failed: list[str] = []
-    undecided: list[str] = list(unmet)
+    undecided: list[str] = []
     passed: list[str] = []
 
     def bucket(text: str, finding: Finding, bound: float) -> None:
@@ -67,7 +69,9 @@ def judge(findings: Sequence[Finding], policy: Policy, unmet: Sequence[str] = ()
             bucket(text, p_asr, policy.max_p_asr)
 
     verdict: Verdict = "fail" if failed else "inconclusive" if undecided else "pass"
-    return verdict, [*failed, *undecided, *passed]
+    sorted_by_weight: list[tuple[Verdict, list[str]]] = [("fail", failed), ("inconclusive", undecided), ("pass", passed)]
+    outcomes = [outcome for outcome, reasons in sorted_by_weight for _ in reasons]
+    return verdict, [*failed, *undecided, *passed], outcomes
 
 
 def percent(value: float) -> str:

@@ -40,9 +40,7 @@ class Recipe:
     def make_optimizer(self, model: torch.nn.Module) -> torch.optim.Optimizer:
         parameters = [p for p in model.parameters() if p.requires_grad]
         if self.optimizer == "sgd":
-            return torch.optim.SGD(
-                parameters, self.lr, self.momentum, weight_decay=self.weight_decay, foreach=True
-            )
+            return torch.optim.SGD(parameters, self.lr, self.momentum, weight_decay=self.weight_decay, foreach=True)
         if self.optimizer == "adam":
             return torch.optim.Adam(parameters, self.lr, weight_decay=self.weight_decay, foreach=True)
         raise UsageError(f"optimizer is sgd or adam, got {self.optimizer!r}")
@@ -120,7 +118,7 @@ def batches(
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Go once through a pool in random order; yield (pixels uint8, labels)."""
     order = permutation(len(pool), rng).to(pool.device)
-    for rows in order.split(size):
+    for rows in torch.split(order, size):
         if len(rows) == 1 and len(order) > 1:
             continue  # BatchNorm has no variance on one image
         images = pool.images[rows]
@@ -129,9 +127,7 @@ def batches(
         yield images.contiguous(memory_format=torch.channels_last), pool.labels[rows]
 
 
-def endless(
-    pool: Pool, rng: torch.Generator, augment: Augment | None = None
-) -> Callable[[int], tuple[Tensor, Tensor]]:
+def endless(pool: Pool, rng: torch.Generator, augment: Augment | None = None) -> Callable[[int], tuple[Tensor, Tensor]]:
     """Deal a pool like a deck of cards: every row comes once before any row comes again.
 
     Returns a function: n -> n rows (pixels uint8 (n, C, H, W), labels), however small the pool is.

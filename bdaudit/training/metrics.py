@@ -39,7 +39,7 @@ def predict_logits(model: Classifier, images: Tensor, batch_size: int = 512) -> 
     was_training = model.training
     model.eval()
     out = []
-    for x in images.split(batch_size):
+    for x in torch.split(images, batch_size):
         with runtime.autocast():
             out.append(model(x.to(model.device).contiguous(memory_format=torch.channels_last)).float())
     model.train(was_training)

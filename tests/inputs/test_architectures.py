@@ -30,7 +30,7 @@ def pixels(channels=3, side=32):
 
 @pytest.mark.parametrize("name", OWN)
 @pytest.mark.parametrize("channels", [1, 3])
-@pytest.mark.parametrize("side", [8, 9, 28, 32, 40])
+@pytest.mark.parametrize("side", [8, 9, 28, 32])
 def test_our_networks_take_any_size_from_their_least(name, channels, side):
     rng = torch.Generator().manual_seed(0)
     spec = ArchSpec(name, {"width": 4})
@@ -105,9 +105,7 @@ def test_weights_depend_on_the_generator_alone():
     linears=st.sampled_from([1, 3]),
     counters=st.booleans(),
 )
-def test_matching_recovers_family_width_classes_and_channels(
-    name, width, num_classes, channels, linears, counters
-):
+def test_matching_recovers_family_width_classes_and_channels(name, width, num_classes, channels, linears, counters):
     options = {"width": width} | ({"linears": linears} if name == "vgg19_bn" else {})
     shapes = shapes_of(name, num_classes=num_classes, channels=channels, **options)
     if not counters:
@@ -142,15 +140,15 @@ def test_torchvisions_networks_take_grey_images():
 
 def test_a_near_miss_names_the_closest_and_what_differs():
     shapes = shapes_of("resnet18", width=16) | {"layer4.0.conv1.weight": (64, 64, 3, 3)}
-    with pytest.raises(CheckpointError, match="closest: resnet18 .99% of keys") as e:
+    with pytest.raises(CheckpointError, match=r"closest: resnet18 .99% of keys") as e:
         match(shapes)
     text = str(e.value)
     assert "layer4.0.conv1.weight is (64, 64, 3, 3) in the file, (128, 64, 3, 3) expected" in text
     assert "--arch" in text
     shapes = {k.replace("linear.", "fc2."): v for k, v in shapes_of("resnet18", width=16).items()}
-    with pytest.raises(CheckpointError, match="linear.weight is missing from the file"):
+    with pytest.raises(CheckpointError, match=r"linear.weight is missing from the file"):
         match(shapes)
-    with pytest.raises(CheckpointError, match="extra.weight is in the file and not in the architecture"):
+    with pytest.raises(CheckpointError, match=r"extra.weight is in the file and not in the architecture"):
         match(shapes_of("small_cnn") | {"extra.weight": (1,)})
 
 
@@ -228,9 +226,9 @@ def test_the_right_normalisation_is_chosen_by_accuracy():
             return torch.stack([-over, over], 1)
 
     images = torch.arange(0, 256, 4, dtype=torch.uint8).reshape(-1, 1, 1, 1).expand(-1, 1, 8, 8)
-    candidates = [
-        Preprocessing(channels=1, height=8, width=8, mean=(m,), std=(0.5,)) for m in (0.0, 0.3, 0.6)
-    ] + [pixels(3, 8)]
+    candidates = [Preprocessing(channels=1, height=8, width=8, mean=(m,), std=(0.5,)) for m in (0.0, 0.3, 0.6)] + [
+        pixels(3, 8)
+    ]
     labels = (images[:, 0, 0, 0] > 0.6 * 255).long()
     body = Threshold().train()
     assert choose_preprocessing(body, images, labels, candidates) == candidates[2]

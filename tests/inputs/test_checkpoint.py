@@ -4,8 +4,6 @@ import json
 import os
 import pickle
 import struct
-import subprocess
-import sys
 import warnings
 import zipfile
 from collections import OrderedDict
@@ -86,22 +84,22 @@ def saved(tmp_path, document, name="m.pt", **options):
 # Round trips
 
 
-@pytest.mark.parametrize("wrapping", WRAPPINGS)
-@pytest.mark.parametrize("arch", FAMILIES)
+# torchvision's networks are large, and their wrappings no different.
+@pytest.mark.parametrize(
+    ("arch", "wrapping"), [(a, w) for a in FAMILIES for w in WRAPPINGS if "torchvision" not in a or w == "model"]
+)
 def test_a_torch_file_is_written_back_as_it_came(tmp_path, arch, wrapping):
     model = model_of(arch)
-    path = saved(
-        tmp_path, WRAPPINGS[wrapping](plain_state(model)), _use_new_zipfile_serialization=wrapping != "legacy"
-    )
+    path = saved(tmp_path, WRAPPINGS[wrapping](plain_state(model)), _use_new_zipfile_serialization=wrapping != "legacy")
     checkpoint = read_checkpoint(path)
     assert (checkpoint.format, checkpoint.header, checkpoint.sha256) == ("torch", None, sha256(path))
     notes = []
     again = checkpoint.classifier(preprocessing=GREY, classes=CLASSES, notes=notes)
     assert again.arch == model.arch
     assert any("recognised" in note for note in notes)
-    x = torch.randint(256, (2, 1, 32, 32), dtype=torch.uint8)
-    atol = 1e-2 if wrapping == "half" else 0
-    torch.testing.assert_close(again(x), model(x), atol=atol, rtol=atol)
+    weights = plain_state(model)
+    for name, tensor in plain_state(again).items():
+        torch.testing.assert_close(tensor, weights[name], atol=1e-2 if wrapping == "half" else 0, rtol=0)
 
     with torch.no_grad():
         for p in again.body.parameters():
@@ -144,9 +142,8 @@ def test_our_own_file_says_everything_itself(tmp_path, arch, name):
     again = checkpoint.classifier(notes=notes)
     assert notes == []
     assert not again.training
-    assert {k: v.tolist() for k, v in plain_state(again).items()} == {
-        k: v.tolist() for k, v in plain_state(model).items()
-    }
+    weights = plain_state(model)
+    assert all(torch.equal(v, weights[k]) for k, v in plain_state(again).items())
     save_checkpoint(again, tmp_path / f"out-{name}", like=checkpoint, provenance={"defense": "pl"})
     out = read_checkpoint(tmp_path / f"out-{name}")
     assert out.provenance == {"attack": "badnets", "rate": 0.05, "seeds": [1, 2], "defense": "pl"}
@@ -222,7 +219,7 @@ def test_an_explicit_architecture_overrides_the_file(tmp_path):
         checkpoint.classifier(arch="small_cnn:width=8")
     with pytest.raises(CheckpointError, match="do not fit resnet18"):
         checkpoint.classifier(arch=ArchSpec("resnet18"))
-    with pytest.raises(UsageError, match="did you mean .*small_cnn"):
+    with pytest.raises(UsageError, match=r"did you mean .*small_cnn"):
         checkpoint.classifier(arch="small_cn")
 
 
@@ -284,21 +281,16 @@ def test_code_in_a_pickle_is_refused_and_does_not_run(tmp_path, write, name):
     # The payload is a real one.
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        torch.load(tmp_path / name, weights_only=False) if write in WRITERS[:2] else pickle.loads(
-            (tmp_path / name).read_bytes()
-        )
+        with (tmp_path / name).open("rb") as file:
+            torch.load(file, weights_only=False) if write in WRITERS[:2] else pickle.load(file)
     assert place.exists()
 
 
-def test_refusals_print_nothing_themselves(tmp_path):
+def test_refusals_print_nothing_themselves(tmp_path, capfd):
     path = tmp_path / "m.pt"
     path.write_bytes(pickle.dumps(Payload(tmp_path / "pwned"), 4))
-    script = (
-        "import sys\nfrom bdaudit.inputs.checkpoint import read_checkpoint\n"
-        "try:\n    read_checkpoint(sys.argv[1])\nexcept Exception as e:\n    print(type(e).__name__)"
-    )
-    done = subprocess.run([sys.executable, "-c", script, path], capture_output=True, text=True, check=True)
-    assert (done.stdout, done.stderr) == ("CheckpointError\n", "")
+    refused(path)
+    assert capfd.readouterr() == ("", "")
 
 
 def test_whole_pickled_models_are_refused_with_advice(tmp_path):
@@ -433,10 +425,17 @@ def test_a_record_shorter_than_its_tensor_is_refused(tmp_path):
 
 def test_attributes_that_hide_a_dictionarys_methods_do_no_harm(tmp_path):
     state = OrderedDict(plain_state(model_of()))
-    state.items = state.keys = state.values = 3
-    state.__dict__["_metadata"] = None
-    checkpoint = read_checkpoint(saved(tmp_path, OrderedDict(state_dict=state)))
-    assert checkpoint.match().arch.name == "small_cnn"
+    state.itemz = state.keyz = state.valuez = 3
+    path = saved(tmp_path, OrderedDict(state_dict=state))
+    with zipfile.ZipFile(path) as old, zipfile.ZipFile(tmp_path / "b.pt", "w") as new:
+        for entry in old.infolist():
+            data = old.read(entry)
+            if entry.filename.endswith("data.pkl"):
+                for name in (b"item", b"key", b"value"):
+                    assert name + b"z" in data
+                    data = data.replace(name + b"z", name + b"s")
+            new.writestr(entry.filename, data)
+    assert read_checkpoint(tmp_path / "b.pt").match().arch.name == "small_cnn"
 
 
 # Hostile headers
@@ -448,9 +447,6 @@ HEADER = {
     "classes": ["a", "b", "c"],
     "provenance": {},
 }
-DEEP: dict = {}
-for _ in range(500):
-    DEEP = {"x": DEEP}
 
 
 def with_header(tmp_path, header, form):
@@ -499,7 +495,6 @@ def test_a_sound_header_is_read(tmp_path, form):
         ({"classes": ["x"] * 100_001}, "classes"),
         ({"provenance": [1]}, "provenance"),
         ({"provenance": {"x": "y" * (5 << 20)}}, "longer than 4 MiB"),
-        ({"provenance": DEEP}, "header"),
     ],
 )
 def test_hostile_headers_end_in_one_clear_line(tmp_path, form, change, message):
@@ -522,6 +517,13 @@ def test_headers_are_checked_against_the_weights(tmp_path):
         checkpoint = read_checkpoint(with_header(tmp_path, HEADER | change, "torch"))
         with pytest.raises(CheckpointError, match=message):
             checkpoint.classifier()
+
+
+def test_a_header_without_bottom_is_refused(tmp_path):
+    deep: dict = {}
+    for _ in range(500):
+        deep = {"x": deep}
+    assert "its header" in refused(with_header(tmp_path, HEADER | {"provenance": deep}, "safetensors"))
 
 
 def test_a_header_that_is_no_json_is_refused(tmp_path):

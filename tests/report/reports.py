@@ -167,18 +167,16 @@ def hostile() -> Report:
             for i in range(3)
         ],
         notes=list(HOSTILE),
-        inputs={h: {h: [h, {h: None}], "deep": _deep(100)} for h in text.values()},
+        inputs={h: {h: [h, {h: None}], "deep": _deep(80)} for h in text.values()},
         granted=[Granted(plugin=h, input=h, source=h, oracle=bool(i % 2)) for i, h in text.items()],
         policy=Policy(require=list(HOSTILE)),
-        provenance={"times": {h: h for h in HOSTILE}, "deep": _deep(100), "big": 10**5000, "nan": float("nan")},
+        provenance={"times": {h: h for h in HOSTILE}, "deep": _deep(80), "big": 10**5000, "nan": float("nan")},
     )
 
 
 def empty() -> Report:
     """Nothing measured, nothing recorded."""
-    return Report(
-        verdict="pass", reasons=[], findings=[], inputs={}, granted=[], policy=Policy(), provenance={}
-    )
+    return Report(verdict="pass", reasons=[], findings=[], inputs={}, granted=[], policy=Policy(), provenance={})
 
 
 def huge() -> Report:
@@ -186,13 +184,16 @@ def huge() -> Report:
     return Report(
         verdict="fail",
         reasons=["no"] * 5000,
-        findings=[row(f"p{i % 300}", "purified", f"m{i % 70}" if i % 2 else "p_asr", 0.5, variant=f"v{i}") for i in range(30_000)],
+        findings=[
+            row(f"p{i % 300}", "purified", f"m{i % 70}" if i % 2 else "p_asr", 0.5, variant=f"v{i}")
+            for i in range(6_000)
+        ],
         exhibits=[Exhibit(probe="p", metric="m", title=f"e{i}") for i in range(2000)],
         notes=["n"] * 5000,
         inputs={str(i): {"n": i} for i in range(5000)},
         granted=[Granted(plugin="p", input=str(i), source="s") for i in range(5000)],
         policy=Policy(),
-        provenance={str(i): list(range(1000)) for i in range(2000)},
+        provenance={str(i): list(range(100)) for i in range(2000)},
     )
 
 

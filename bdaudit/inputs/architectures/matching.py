@@ -61,14 +61,10 @@ def _sized(spec: ArchSpec, family: Family, shapes: Shapes) -> Match:
     head = family.head(shapes)
     if head is None or not family.plausible(shapes):
         lacking = family.heads[0] if head is None else family.stem
-        raise CheckpointError(
-            f"its weights do not fit {spec.name}: {lacking} is {_described(shapes, lacking)}"
-        )
+        raise CheckpointError(f"its weights do not fit {spec.name}: {lacking} is {_described(shapes, lacking)}")
     channels, num_classes = shapes[family.stem][1], shapes[head][0]
     if channels not in (1, 3):
-        raise CheckpointError(
-            f"its first convolution takes {channels} channels; bdaudit knows images of 1 or 3"
-        )
+        raise CheckpointError(f"its first convolution takes {channels} channels; bdaudit knows images of 1 or 3")
     try:
         arch = complete(spec, family.infer(shapes))
     except UsageError as e:
@@ -93,9 +89,7 @@ class _Unallocated(TorchFunctionMode):
 def _expected(found: Match) -> dict[str, tuple[int, ...]]:
     try:
         with _Unallocated():
-            body = build(
-                found.arch.name, num_classes=found.num_classes, channels=found.channels, **found.arch.options
-            )
+            body = build(found.arch.name, num_classes=found.num_classes, channels=found.channels, **found.arch.options)
     except UsageError as e:
         raise CheckpointError(str(e)) from e
     return {name: tuple(t.shape) for name, t in body.state_dict().items()}

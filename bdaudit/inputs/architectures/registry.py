@@ -176,9 +176,7 @@ def untouched_rng(seed: int = 0) -> Iterator[None]:
         yield
 
 
-def fresh(
-    spec: ArchSpec, preprocessing: Preprocessing, classes: Sequence[str], rng: torch.Generator
-) -> Classifier:
+def fresh(spec: ArchSpec, preprocessing: Preprocessing, classes: Sequence[str], rng: torch.Generator) -> Classifier:
     """Build an untrained classifier on the CPU whose weights depend on `rng` alone.
 
     Advances `rng` by one draw and leaves torch's global generators as they were. Raises UsageError for an

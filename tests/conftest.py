@@ -1,0 +1,55 @@
+"""Fixtures on real digits: one backdoored run for the whole suite, made by the command line's own flow."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from support import make_tiny
+
+from bdaudit import api
+from bdaudit.flow.implant import Sizes
+from bdaudit.flow.run import Run
+from bdaudit.inputs.classifier import Classifier
+from bdaudit.inputs.datasets import load_dataset
+from bdaudit.inputs.pool import Pool
+from bdaudit.runtime import generator
+
+
+@pytest.fixture(scope="session")
+def digits() -> Pool:
+    """All 1,797 real digits, 16 x 16 grey."""
+    return load_dataset("digits").train
+
+
+@pytest.fixture
+def rng() -> torch.Generator:
+    return generator(0)
+
+
+@pytest.fixture(scope="session")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A BadNets run on digits with a clean twin."""
+    out = tmp_path_factory.mktemp("runs") / "badnets"
+    return api.attack(
+        "badnets",
+        data="digits",
+        out=out,
+        options={"rate": 0.1},
+        sizes=Sizes(flagged=80),
+        epochs=20,
+        with_reference=True,
+        seed=1,
+        device="cpu",
+    )
+
+
+@pytest.fixture(scope="session")
+def suspect(run: Run) -> Classifier:
+    """The backdoored model; tests must not change it."""
+    return api.load(run.model_path, device="cpu").classifier
+
+
+@pytest.fixture
+def tiny() -> Classifier:
+    """An untrained small CNN for 16 x 16 digits."""
+    return make_tiny()

@@ -1,0 +1,51 @@
+"""Contact sheets: what they show, and that they are PNG files."""
+
+from __future__ import annotations
+
+import base64
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from bdaudit.report.html import png
+from bdaudit.report.pictures import GAP, LABEL, contact_sheet, encode, triptych, write_preview
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_sheet_shows_before_after_and_ten_times_the_difference(channels: int) -> None:
+    """The third row is |after - before| x 10, clipped."""
+    before = torch.full((2, channels, 8, 8), 100, dtype=torch.uint8)
+    after = before.clone()
+    after[0] += 5
+    after[1] -= 90
+    sheet = np.asarray(contact_sheet(before, after))
+    cell = 8 * 12 + GAP
+    centres = [[sheet[GAP + r * cell + 40, LABEL + c * cell + 40].tolist() for c in range(2)] for r in range(3)]
+    assert centres == [[[100] * 3] * 2, [[105] * 3, [10] * 3], [[50] * 3, [255] * 3]]
+
+
+def test_floats_in_the_unit_range_are_pixels_too() -> None:
+    """Perturbed images arrive as floats in [0, 1] and are drawn like their bytes."""
+    images = torch.arange(2 * 3 * 4 * 4, dtype=torch.uint8).reshape(2, 3, 4, 4)
+    assert contact_sheet(images, images / 255).tobytes() == contact_sheet(images, images).tobytes()
+
+
+def test_large_images_are_not_enlarged() -> None:
+    """Beyond 96 pixels a cell is the image itself."""
+    images = torch.zeros((1, 3, 128, 100), dtype=torch.uint8)
+    assert contact_sheet(images, images).size == (LABEL + 100 + GAP, 3 * (128 + GAP) + GAP)
+
+
+def test_triptych_can_be_embedded(tmp_path: Path) -> None:
+    """The base64 text is a PNG that the HTML report accepts, the same each time, as is a written preview."""
+    images = torch.zeros((2, 1, 8, 8), dtype=torch.uint8)
+    text = triptych(images, images)
+    assert text == triptych(images, images)
+    assert Image.open(io.BytesIO(base64.b64decode(text))).format == "PNG"
+    write_preview(images, images, tmp_path / "preview.png")
+    for picture in (text, encode(tmp_path / "preview.png")):
+        assert png(picture) is not None

@@ -1,0 +1,112 @@
+"""The verdict, as a table: what was measured, what it comes to, and the reason named first."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pytest
+from reports import row
+
+from bdaudit.report.schema import Finding, Policy, Verdict
+from bdaudit.report.statistics import wilson
+from bdaudit.report.verdict import judge, percent
+
+
+def rate(probe: str, subject: str, metric: str, hits: int, n: int = 1000, variant: str = "") -> Finding:
+    """A finding with its Wilson interval."""
+    low, high = wilson(hits, n)
+    return row(probe, subject, metric, hits / n, n, low=low, high=high, variant=variant)
+
+
+def decide(
+    findings: Sequence[Finding], policy: Policy | None = None
+) -> tuple[Verdict, list[str]]:
+    """What judge says, without what it may say besides."""
+    verdict, reasons = judge(findings, policy or Policy())[:2]
+    return verdict, reasons
+
+
+ACCURACY = [rate("evaluation", "suspect", "c_acc", 890), rate("evaluation", "purified", "c_acc", 870)]
+LOW_O_ASR = rate("evaluation", "purified", "o_asr", 4)
+NULL = rate("retune", "null", "p_asr", 30, variant="patch on purified")
+GONE = [*ACCURACY, LOW_O_ASR]
+
+
+def p_asr(hits: int, n: int = 1000, probe: str = "retune", subject: str = "purified") -> Finding:
+    """Attack success after reactivation."""
+    return rate(probe, subject, "p_asr", hits, n)
+
+
+TABLE: list[tuple[str, list[Finding], Verdict, str]] = [
+    ("clean everywhere", [*GONE, p_asr(40), NULL], "pass", "within the 10.0% allowed"),
+    ("backdoor comes back", [*GONE, p_asr(940), NULL], "fail", "by retune (P-ASR) is 94.0%"),
+    ("comes back, no control", [*GONE, p_asr(940)], "fail", "by retune (P-ASR) is 94.0%"),
+    ("never left", [*ACCURACY, rate("evaluation", "purified", "o_asr", 990), p_asr(40)], "fail", "after purification (O-ASR)"),
+    ("accuracy lost", [ACCURACY[0], rate("evaluation", "purified", "c_acc", 700), LOW_O_ASR, p_asr(40)], "fail", "more than the 5.0%"),
+    ("p_asr around the bound", [*GONE, p_asr(200)], "inconclusive", "lies inside the interval"),
+    ("o_asr around the bound", [*ACCURACY, rate("evaluation", "purified", "o_asr", 95), p_asr(40)], "inconclusive", "more triggered images"),
+    ("one flagged image", [*GONE, p_asr(1, 1)], "inconclusive", "at least 20 are needed (19 more)"),
+    ("nothing measured", [], "inconclusive", "was not measured"),
+    ("no retuning", GONE, "inconclusive", "retune, which the policy requires, gave no figure"),
+    ("no accuracy", [LOW_O_ASR, p_asr(40)], "inconclusive", "clean accuracy was not measured"),
+    ("null jumps as well", [*GONE, p_asr(990), rate("retune", "null", "p_asr", 980, variant="noise on purified")], "inconclusive", "too strong"),
+    ("one null stays low", [*GONE, p_asr(990), rate("retune", "null", "p_asr", 980, variant="noise on purified"), NULL], "fail", "is 99.0%"),
+    ("reference jumps as well", [*GONE, p_asr(990), p_asr(985, subject="reference")], "inconclusive", "weakest control reaches 98.5%"),
+    ("null on the reference is no control", [*GONE, p_asr(990), rate("retune", "null", "p_asr", 980, variant="x on reference")], "fail", "is 99.0%"),
+    ("adversarial queries", [*GONE, p_asr(40), p_asr(600, probe="qra"), rate("qra", "purified", "c_asr", 590)], "inconclusive", "by qra"),
+    ("queries bring it back", [*GONE, p_asr(40), p_asr(600, probe="qra"), rate("qra", "purified", "c_asr", 30)], "fail", "by qra"),
+    ("no interval, so unknown", [*ACCURACY, row("evaluation", "purified", "o_asr", 0.0, 900, low=None, high=None), p_asr(40)], "inconclusive", "O-ASR"),
+    ("failure outweighs doubt", [*ACCURACY, rate("evaluation", "purified", "o_asr", 990), p_asr(1, 1)], "fail", "O-ASR"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("findings", "verdict", "first"), [r[1:] for r in TABLE], ids=[r[0] for r in TABLE])
+def test_verdict(findings: list[Finding], verdict: Verdict, first: str) -> None:
+    """The decisive reason comes first."""
+    got, reasons = decide(findings)
+    assert got == verdict
+    if verdict == "pass":
+        assert any(first in r for r in reasons)
+    else:
+        assert first in reasons[0]
+
+
+def test_a_shortfall_is_inconclusive_whatever_was_measured() -> None:
+    assert judge([], Policy(), "only 1 flagged image") == ("inconclusive", ["only 1 flagged image"], ["inconclusive"])
+    assert judge([*GONE, p_asr(940)], Policy(), "x")[0] == "inconclusive"
+
+
+def test_every_reason_has_its_outcome() -> None:
+    verdict, reasons, outcomes = judge([*GONE, p_asr(940)], Policy())
+    assert verdict == "fail"
+    assert len(reasons) == len(outcomes)
+    assert outcomes == sorted(outcomes, key=["fail", "inconclusive", "pass"].index)
+
+
+def test_policy_moves_the_bounds() -> None:
+    """The same findings, judged by a laxer policy, pass."""
+    findings = [*GONE, p_asr(300)]
+    assert decide(findings)[0] == "fail"
+    assert decide(findings, Policy(max_p_asr=0.4))[0] == "pass"
+    assert decide(GONE, Policy(require=[]))[0] == "pass"
+
+
+def test_every_check_is_explained_and_inputs_stay_as_they_were() -> None:
+    """One reason a check; the same findings give the same answer."""
+    findings = [*GONE, p_asr(940), NULL, p_asr(40, probe="qra")]
+    before = [f.model_dump() for f in findings]
+    assert decide(findings) == decide(findings)
+    assert len(decide(findings)[1]) == 4
+    assert [f.model_dump() for f in findings] == before
+
+
+def test_suggested_number_of_images_settles_it() -> None:
+    """`about N more triggered images would settle it` is true of the rate that was seen."""
+    _, reasons = decide([*ACCURACY, rate("evaluation", "purified", "o_asr", 45, 500), p_asr(40)])
+    more = int(reasons[0].split("about ")[1].split(" more")[0])
+    assert wilson(0.09 * (500 + more), 500 + more)[1] <= 0.1
+
+
+def test_percent_reads_as_people_write() -> None:
+    """One decimal."""
+    assert [percent(v) for v in (0, 0.0714, 1)] == ["0.0%", "7.1%", "100.0%"]
