@@ -50,13 +50,26 @@ class Runtime:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16)
 
     def place(self, model: M) -> M:
-        """Move a model to the device, in channels_last (faster than NCHW for convolutions on both)."""
-        return model.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
+        """Move a model to the device, in the memory format that its convolutions run best in."""
+        return model.to(self.device, memory_format=self.memory_format(model))  # type: ignore[call-overload,no-any-return]
+
+    def memory_format(self, model: nn.Module) -> torch.memory_format:
+        """Choose channels_last, faster for convolutions on both devices, unless it would corrupt memory.
+
+        oneDNN's 1x1 convolution writes past its workspace in channels_last where it is strided and has fewer
+        input channels than a vector register holds (uxlfoundation/oneDNN issue 6035: crashes and wrong weights).
+        """
+        narrow = self.device.type == "cpu" and any(
+            m.kernel_size == (1, 1) and max(m.stride) > 1 and m.in_channels < 16
+            for m in model.modules()
+            if isinstance(m, nn.Conv2d)
+        )
+        return torch.contiguous_format if narrow else torch.channels_last
 
     def describe(self) -> str:
         """One phrase for reports: device and precision."""
         name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "cpu"
-        return f"{name}, {'bf16 autocast' if self.bf16 else 'fp32'}, channels_last"
+        return f"{name}, {'bf16 autocast' if self.bf16 else 'fp32'}"
 
 
 def generator(seed: int) -> torch.Generator:

@@ -105,8 +105,13 @@ class Classifier(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map pixels (N, C, H, W) to logits (N, K)."""
-        logits: Tensor = self.body(self.normalise(x))
+        # Convolutions take the layout of whichever comes in channels_last, so the images follow the weights.
+        logits: Tensor = self.body(self.normalise(x).contiguous(memory_format=self._layout()))
         return logits
+
+    def _layout(self) -> torch.memory_format:
+        last = any(p.ndim == 4 and not p.is_contiguous() for p in self.body.parameters())
+        return torch.channels_last if last else torch.contiguous_format
 
     def features(self, x: Tensor) -> Tensor:
         """Map pixels (N, C, H, W) to the penultimate features (N, D), the input of `head`."""

@@ -75,9 +75,7 @@ def blend(
         _check(blocks, "blocks", (torch.uint8, torch.bool), images.device)
         masks = len(rows) if rows is not None and rows.dtype != torch.bool else n
         if blocks.dim() != 3 or len(blocks) != masks or 0 in blocks.shape[1:]:
-            raise UsageError(
-                f"blocks have shape {_shape(blocks)}; expected ({masks}, BH, BW), a mask for each image"
-            )
+            raise UsageError(f"blocks have shape {_shape(blocks)}; expected ({masks}, BH, BW), a mask for each image")
         blocks = blocks.view(torch.uint8)
     result: Tensor = _blend(images, pattern.expand(shape), weight.expand(shape), slots, blocks)
     return result
@@ -150,29 +148,21 @@ def _shape(tensor: Tensor) -> tuple[int, ...]:
     return tuple(tensor.shape)
 
 
-def _blend_fake(
-    images: Tensor, pattern: Tensor, weight: Tensor, slots: Tensor | None, blocks: Tensor | None
-) -> Tensor:
+def _blend_fake(images: Tensor, pattern: Tensor, weight: Tensor, slots: Tensor | None, blocks: Tensor | None) -> Tensor:
     return torch.empty_like(images, memory_format=torch.contiguous_format)
 
 
-def _blend_cpu(
-    images: Tensor, pattern: Tensor, weight: Tensor, slots: Tensor | None, blocks: Tensor | None
-) -> Tensor:
+def _blend_cpu(images: Tensor, pattern: Tensor, weight: Tensor, slots: Tensor | None, blocks: Tensor | None) -> Tensor:
     if extension.load() is None:
         return reference.blend(images, pattern, weight, slots, blocks)
     return _blend_kernel("blend_cpu", images, pattern, weight, slots, blocks, torch.get_num_threads())
 
 
-def _blend_cuda(
-    images: Tensor, pattern: Tensor, weight: Tensor, slots: Tensor | None, blocks: Tensor | None
-) -> Tensor:
+def _blend_cuda(images: Tensor, pattern: Tensor, weight: Tensor, slots: Tensor | None, blocks: Tensor | None) -> Tensor:
     if not extension.has_cuda():
         return reference.blend(images, pattern, weight, slots, blocks)
     stream = torch.cuda.current_stream(images.device)
-    return _blend_kernel(
-        "blend_cuda", images, pattern, weight, slots, blocks, images.get_device(), stream.cuda_stream
-    )
+    return _blend_kernel("blend_cuda", images, pattern, weight, slots, blocks, images.get_device(), stream.cuda_stream)
 
 
 def _blend_kernel(

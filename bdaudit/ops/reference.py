@@ -7,9 +7,7 @@ from torch import Tensor
 ROWS = 1024
 
 
-def blend(
-    images: Tensor, pattern: Tensor, weight: Tensor, slots: Tensor | None, blocks: Tensor | None
-) -> Tensor:
+def blend(images: Tensor, pattern: Tensor, weight: Tensor, slots: Tensor | None, blocks: Tensor | None) -> Tensor:
     """Blend a pattern into images: x + ((p - x) * w + 2^14 >> 15), rounding the product's half up.
 
     Shapes and types are those of the operator in `images.py`.

@@ -126,7 +126,7 @@ class QRA(Probe):
                 for rows in torch.split(order, self.batch_size):
                     x = pixels[rows].float() / 255
                     with runtime.autocast():
-                        perturbed = generator(x, purified.normalise(x)).contiguous(memory_format=torch.channels_last)
+                        perturbed = generator(x, purified.normalise(x))
                         logits = models[0](perturbed)
                         loss = F.kl_div(
                             logits.float().log_softmax(1), imitated[rows], log_target=True, reduction="batchmean"

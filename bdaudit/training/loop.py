@@ -124,7 +124,7 @@ def batches(
         images = pool.images[rows]
         if augment is not None:
             images = augment(images, rng)
-        yield images.contiguous(memory_format=torch.channels_last), pool.labels[rows]
+        yield images, pool.labels[rows]
 
 
 def endless(pool: Pool, rng: torch.Generator, augment: Augment | None = None) -> Callable[[int], tuple[Tensor, Tensor]]:
@@ -144,6 +144,6 @@ def endless(pool: Pool, rng: torch.Generator, augment: Augment | None = None) ->
         images = pool.images[rows]
         if augment is not None:
             images = augment(images, rng)
-        return images.contiguous(memory_format=torch.channels_last), pool.labels[rows]
+        return images, pool.labels[rows]
 
     return deal

@@ -41,7 +41,7 @@ def predict_logits(model: Classifier, images: Tensor, batch_size: int = 512) -> 
     out = []
     for x in torch.split(images, batch_size):
         with runtime.autocast():
-            out.append(model(x.to(model.device).contiguous(memory_format=torch.channels_last)).float())
+            out.append(model(x.to(model.device)).float())
     model.train(was_training)
     return torch.cat(out) if out else torch.empty((0, model.num_classes), device=model.device)
 

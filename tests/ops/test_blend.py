@@ -84,9 +84,7 @@ def pixel_by_pixel(problem: dict[str, Tensor | None]) -> Tensor:
 
 def call(problem: dict[str, Tensor | None], device: str = "cpu") -> Tensor:
     moved = {name: None if value is None else value.to(device) for name, value in problem.items()}
-    return ops.blend(
-        moved["images"], moved["pattern"], moved["weight"], rows=moved["rows"], blocks=moved["blocks"]
-    )
+    return ops.blend(moved["images"], moved["pattern"], moved["weight"], rows=moved["rows"], blocks=moved["blocks"])
 
 
 @each_device

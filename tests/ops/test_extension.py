@@ -94,9 +94,7 @@ def test_a_package_with_a_garbage_extension_imports_and_says_so(tmp_path: Path) 
 
 def test_another_versions_extension_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     stale = SimpleNamespace(abi=extension.ABI + 1)
-    monkeypatch.setattr(
-        importlib.util, "find_spec", lambda name: SimpleNamespace(origin="/somewhere/_csrc.so")
-    )
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: SimpleNamespace(origin="/somewhere/_csrc.so"))
     monkeypatch.setattr(importlib, "import_module", lambda name: stale)
     with pytest.raises(BackendError, match=rf"has interface {extension.ABI + 1}, expected {extension.ABI}"):
         extension.load()

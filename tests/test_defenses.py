@@ -1,0 +1,239 @@
+"""Defenses: one table for all of them, and each method's own equation."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from support import make_tiny
+from torch.nn import functional as F
+
+from bdaudit import plugins
+from bdaudit.attacks.triggers import patch
+from bdaudit.contract import RESOURCES
+from bdaudit.defenses.base import Defense, reinitialise
+from bdaudit.defenses.ep import EP
+from bdaudit.defenses.fst import FST
+from bdaudit.defenses.ft import FT
+from bdaudit.defenses.pl import PL
+from bdaudit.errors import MissingInput, PluginError
+from bdaudit.flow.run import Run
+from bdaudit.inputs.classifier import Classifier
+from bdaudit.inputs.pool import Pool
+from bdaudit.runtime import generator
+from bdaudit.training.metrics import accuracy, attack_rates, predict_logits
+
+DEFENSES = [found.cls for found in plugins.registry().of_kind("defense").values()]
+# Smaller than any real run, and the same options for all that have them.
+QUICK = {"epochs": 1, "batch_size": 32}
+
+
+def quick(cls: type[Defense], **options: Any) -> Defense:
+    return cls.parse({k: v for k, v in (QUICK | options).items() if k in cls.model_fields})
+
+
+def everything(digits: Pool, seed: int = 0, arch: str = "small_cnn:width=4") -> dict[str, Any]:
+    """All resources there are, so that a defense which takes what it did not name would be seen."""
+    return {
+        "model": make_tiny(arch),
+        "fresh": make_tiny(arch, seed=1),
+        "clean": digits.first(96),
+        "malicious": digits.first(120).take(range(96, 120)).labelled(0),
+        "target": 0,
+        "train": digits.first(200),
+        "trigger": patch((1, 16, 16), torch.full((3, 3), 255, dtype=torch.uint8), 13, 13),
+        "rng": generator(seed),
+        "shape": (1, 16, 16),
+        "suspect": make_tiny(arch),
+        "purified": make_tiny(arch),
+        "reference": make_tiny(arch),
+        "benign": digits.first(10),
+        "backdoor": object(),
+        "test": digits,
+    }
+
+
+@pytest.mark.parametrize("cls", DEFENSES, ids=lambda c: c.name)
+class TestEveryDefense:
+    """What holds for all of them, whoever wrote them."""
+
+    def test_options_round_trip(self, cls: type[Defense]) -> None:
+        defense = cls.parse()
+        assert cls.parse({k: str(v) for k, v in defense.model_dump().items()}) == defense
+
+    def test_every_option_is_described(self, cls: type[Defense]) -> None:
+        assert all(row["what"] for row in cls.describe_options())
+
+    def test_same_seed_same_model_and_another_seed_another(self, cls: type[Defense], digits: Pool) -> None:
+        one, two, other = (quick(cls).run(everything(digits, seed)).state_dict() for seed in (0, 0, 1))
+        assert all(torch.equal(one[k], two[k]) for k in one)
+        assert any(not torch.equal(one[k], other[k]) for k in one)
+
+    def test_inputs_are_left_as_they_were(self, cls: type[Defense], digits: Pool) -> None:
+        inputs = everything(digits)
+        pools = {k: v.digest() for k, v in inputs.items() if isinstance(v, Pool)}
+        models = {
+            k: {n: t.clone() for n, t in v.state_dict().items()} for k, v in inputs.items() if isinstance(v, Classifier)
+        }
+        result = quick(cls).run(inputs)
+        assert {k: inputs[k].digest() for k in pools} == pools
+        for name, state in models.items():
+            assert all(torch.equal(t, state[n]) for n, t in inputs[name].state_dict().items())
+        assert not result.training
+        assert any(not torch.equal(t, models["model"][n]) for n, t in result.state_dict().items())
+
+    def test_the_global_generator_is_left_alone(self, cls: type[Defense], digits: Pool) -> None:
+        torch.manual_seed(3)
+        before = torch.get_rng_state()
+        quick(cls).run(everything(digits))
+        assert torch.equal(torch.get_rng_state(), before)
+
+    def test_each_missing_input_is_named_before_any_work(self, cls: type[Defense], digits: Pool) -> None:
+        for name in cls.needs():
+            inputs = everything(digits) | {name: None}
+            with pytest.raises(MissingInput, match=f"{cls.name} needs {name} .*give ") as caught:
+                quick(cls).run(inputs)
+            assert ("real defender" in str(caught.value)) == RESOURCES[name].oracle
+
+    def test_held_out_data_cannot_even_be_asked_for(self, cls: type[Defense]) -> None:
+        assert not {"test", "benign", "backdoor", "reference", "purified"} & set(cls.wants())
+
+    @pytest.mark.parametrize("arch", ["resnet18:width=4", "preactresnet18:width=4"])
+    def test_other_architectures_work(self, cls: type[Defense], arch: str, digits: Pool) -> None:
+        result = quick(cls).run(everything(digits, arch=arch))
+        assert predict_logits(result, digits.images[:8]).isfinite().all()
+
+
+def test_divergence_is_an_error_and_not_a_model(digits: Pool) -> None:
+    with pytest.raises(PluginError, match=r"ft diverged: .*smaller learning rate"):
+        FT(lr=1e30, epochs=2).run(everything(digits))
+
+
+def test_reinitialise_is_uniform_within_one_over_root_fan_in(rng: torch.Generator) -> None:
+    layer = torch.nn.Linear(400, 500)
+    reinitialise(layer, rng)
+    bound = 400**-0.5
+    assert layer.weight.abs().max() <= bound
+    assert layer.weight.std().item() == pytest.approx(bound / 3**0.5, rel=0.02)
+    assert layer.bias.abs().max() <= bound
+
+
+class TestFST:
+    """Min et al. 2023, Eq. 1 and Algorithm 1."""
+
+    def test_the_head_keeps_its_norm_and_turns_away(self, suspect: Classifier, run: Run) -> None:
+        before = suspect.head.weight.detach()
+        inputs = {"model": suspect, "clean": run.pool("clean"), "rng": generator(0)}
+        after = FST(epochs=5).run(inputs).head.weight.detach()
+        assert after.norm() == pytest.approx(before.norm(), rel=1e-5)
+        plain = FST(epochs=5, alpha=0.0).run({**inputs, "rng": generator(0)}).head.weight.detach()
+
+        def cosine(w: torch.Tensor) -> float:
+            return F.cosine_similarity(w.flatten(), before.flatten(), dim=0).item()
+
+        assert cosine(after) < cosine(plain) - 0.1
+
+    def test_one_step_is_the_papers_gradient(self, digits: Pool) -> None:
+        """w1 = project(w0 - lr (dCE/dw + alpha w_ori)), from the same reinitialised head."""
+        model, clean = make_tiny(), digits.first(64)
+        defense = FST(epochs=1, batch_size=64, lr=0.05, alpha=0.3, crop=0)
+        result = defense.run({"model": model, "clean": clean, "rng": generator(9)})
+        by_hand = model.clone()
+        original = by_hand.head.weight.detach().clone()
+        rng = generator(9)
+        reinitialise(by_hand.head, rng)
+        by_hand.train()
+        loss = F.cross_entropy(by_hand(clean.images), clean.labels)
+        (gradient,) = torch.autograd.grad(loss, [by_hand.head.weight])
+        w = by_hand.head.weight.detach() - 0.05 * (gradient + 0.3 * original)
+        w = w * original.norm() / w.norm()
+        assert torch.allclose(result.head.weight.detach(), w, atol=2e-5)
+
+    def test_all_layers_means_every_linear(self, digits: Pool) -> None:
+        model = make_tiny()
+        model.body.linear = torch.nn.Sequential(torch.nn.Linear(16, 12), torch.nn.ReLU(), torch.nn.Linear(12, 10))
+        model.head_name = "linear.2"
+        norms = [m.weight.norm().item() for m in model.body.linear if isinstance(m, torch.nn.Linear)]
+        result = FST(epochs=1, layers="all").run({"model": model, "clean": digits.first(64), "rng": generator(0)})
+        after = [m.weight.norm().item() for m in result.body.linear if isinstance(m, torch.nn.Linear)]
+        assert after == pytest.approx(norms, rel=1e-5)
+
+
+class TestPL:
+    """PL, Algorithm 1."""
+
+    def test_one_step_descends_on_benign_and_ascends_on_malicious(self, digits: Pool) -> None:
+        """The first gradient of Adam's moments is grad(CE_b - alpha CE_m) over equal batches."""
+        model, clean = make_tiny(), digits.first(64)
+        malicious = digits.take(range(64, 128)).labelled(0)
+        result = PL(epochs=1, batch_size=64, lr=1e-3, alpha=0.4, crop=0).run(
+            {"model": model, "clean": clean, "malicious": malicious, "rng": generator(0)}
+        )
+        by_hand = model.clone().train()
+        logits = by_hand(torch.cat([clean.images, malicious.images]))
+        loss = F.cross_entropy(logits[:64], clean.labels) - 0.4 * F.cross_entropy(logits[64:], malicious.labels)
+        gradients = torch.autograd.grad(loss, list(by_hand.parameters()))
+        for moved, start, g in zip(result.parameters(), model.parameters(), gradients, strict=True):
+            clear = g.abs() > 1e-4  # where the sign does not hang on rounding, Adam's first step is lr * sign(g)
+            assert torch.allclose((start - moved)[clear], 1e-3 * g.sign()[clear], rtol=0.05)
+
+    def test_it_removes_the_backdoor_and_keeps_the_accuracy(self, suspect: Classifier, run: Run) -> None:
+        test = run.pool("test")
+        triggered = run.trigger.on(test)
+        flagged = run.pool("flagged").labelled(0)
+        result = PL().run({"model": suspect, "clean": run.pool("clean"), "malicious": flagged, "rng": generator(0)})
+        assert attack_rates(suspect, triggered, run.goal)[0].value >= 0.95
+        assert attack_rates(result, triggered, run.goal)[0].value <= 0.10
+        assert accuracy(result, test).value >= accuracy(suspect, test).value - 0.05
+
+    def test_without_ascent_it_is_plain_tuning(self, digits: Pool) -> None:
+        """alpha = 0 must not depend on which images are malicious, but for BatchNorm's batch."""
+        inputs = everything(digits)
+        zero = PL(epochs=1, alpha=0.0).run({**inputs, "rng": generator(0)})
+        some = PL(epochs=1, alpha=0.5).run({**inputs, "rng": generator(0)})
+        logits = [F.log_softmax(predict_logits(m, inputs["malicious"].images), 1)[:, 0].mean() for m in (zero, some)]
+        assert logits[1] < logits[0]
+
+    def test_the_cap_stops_the_ascent(self, suspect: Classifier, run: Run) -> None:
+        """With cap, images whose malicious CE exceeds log K push no further."""
+        flagged = run.pool("flagged").labelled(0)
+        inputs = {"model": suspect, "clean": run.pool("clean"), "malicious": flagged}
+        losses = {}
+        for cap in (False, True):
+            result = PL(cap=cap, alpha=0.5).run({**inputs, "rng": generator(0)})
+            losses[cap] = F.cross_entropy(predict_logits(result, flagged.images), flagged.labels).item()
+        assert losses[True] < losses[False]
+
+
+class TestEP:
+    """Superficial Safety, section 3.1: the real trigger with true labels."""
+
+    def test_a_tenth_of_the_images_get_the_trigger_and_no_label_changes(
+        self, digits: Pool, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        from bdaudit.defenses import ep
+
+        seen: list[Pool] = []
+        monkeypatch.setattr(ep, "tune", lambda model, pool, *args, **kwargs: seen.append(pool) or model)
+        inputs = everything(digits)
+        EP().run(inputs)
+        changed = (seen[0].images != inputs["clean"].images).flatten(1).any(1)
+        assert int(changed.sum()) <= 10
+        assert int(changed.sum()) >= 9  # an image whose corner was white already does not show it
+        assert torch.equal(seen[0].images[changed], inputs["trigger"](inputs["clean"].images[changed]))
+        assert torch.equal(seen[0].labels, inputs["clean"].labels)
+
+    def test_it_removes_the_backdoor(self, suspect: Classifier, run: Run) -> None:
+        inputs = {"model": suspect, "clean": run.pool("clean"), "trigger": run.trigger, "rng": generator(0)}
+        triggered = run.trigger.on(run.pool("test"))
+        asr, robust = attack_rates(EP(epochs=40).run(inputs), triggered, run.goal)
+        assert asr.value <= 0.05
+        assert robust.value >= 0.8
+
+
+def test_ft_leaves_the_backdoor_where_pl_does_not(suspect: Classifier, run: Run) -> None:
+    """FST Table 1, PL Table 1: vanilla fine-tuning is the weak baseline."""
+    triggered = run.trigger.on(run.pool("test"))
+    result = FT().run({"model": suspect, "clean": run.pool("clean"), "rng": generator(0)})
+    assert attack_rates(result, triggered, run.goal)[0].value >= 0.5
