@@ -14,6 +14,7 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from bdaudit.api import attack as attack
     from bdaudit.api import audit as audit
+    from bdaudit.api import demo as demo
     from bdaudit.api import load as load
     from bdaudit.api import purify as purify
     from bdaudit.errors import BdauditError as BdauditError
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "attack": "bdaudit.api",
     "audit": "bdaudit.api",
+    "demo": "bdaudit.api",
     "load": "bdaudit.api",
     "purify": "bdaudit.api",
     "BdauditError": "bdaudit.errors",

@@ -21,12 +21,13 @@ from bdaudit.errors import ImageError, InputError, MissingInput, UsageError, one
 from bdaudit.flow import audit as flow
 from bdaudit.flow.evidence import Evidence, find_target, from_folders, from_run, labelled_pool, read_pool, target_label
 from bdaudit.flow.implant import Sizes, default_recipe, implant
+from bdaudit.flow.output import write_audit
 from bdaudit.flow.run import Run, is_run, open_run
 from bdaudit.inputs import architectures
 from bdaudit.inputs.checkpoint import Checkpoint, read_checkpoint, save_checkpoint
 from bdaudit.inputs.classifier import Classifier, Preprocessing
 from bdaudit.inputs.datasets import load_dataset
-from bdaudit.inputs.files import atomic_folder
+from bdaudit.inputs.files import atomic_folder, sha256
 from bdaudit.inputs.folders import SUFFIXES
 from bdaudit.inputs.goal import Goal
 from bdaudit.inputs.normalisation import NORMALISATIONS, choose_preprocessing
@@ -207,7 +208,7 @@ def audit_with_model(
         )
     if reference is not None:
         made = reference if isinstance(reference, Classifier) else _same_family(reference, suspect, device)
-        source = "given" if isinstance(reference, Classifier) else str(reference)
+        source = "given" if isinstance(reference, Classifier) else one_line(Path(reference).name)
         evidence = replace(evidence, reference=made, sources=evidence.sources | {"reference": source})
     other = None
     if purified is not None:
@@ -268,6 +269,26 @@ def attack(
             with_reference=with_reference,
         )
     return open_run(out)
+
+
+def demo(out: PathLike, *, seed: int = 0, device: str = "auto") -> Report:
+    """Backdoor a small model on real digits, purify it with PL, audit it; write all of it to one folder."""
+    with atomic_folder(out, replace_if=is_run) as folder:
+        run = attack(
+            "badnets",
+            data="digits",
+            out=folder,
+            options={"rate": 0.1},
+            sizes=Sizes(flagged=80),
+            with_reference=True,
+            seed=seed,
+            device=device,
+        )
+        report, purified = audit_with_model(
+            run.model_path, defense="pl", malicious=folder / "flagged", run=folder, seed=seed, device=device
+        )
+        write_audit(folder, report, purified, run.model_path)
+    return report
 
 
 def purification_evidence(
@@ -511,9 +532,9 @@ def _normalisation(name: str, channels: int) -> tuple[tuple[float, ...], tuple[f
 def _files(suspect: Suspect, purified: PathLike | nn.Module | None) -> dict[str, Any]:
     files: dict[str, Any] = {}
     if suspect.checkpoint is not None:
-        files["model_file"] = {"path": one_line(suspect.path), "sha256": suspect.checkpoint.sha256}
+        files["model_file"] = {"name": one_line(suspect.checkpoint.path.name), "sha256": suspect.checkpoint.sha256}
     if isinstance(purified, str | Path):
-        files["purified_file"] = {"path": one_line(purified), "sha256": read_checkpoint(purified).sha256}
+        files["purified_file"] = {"name": one_line(Path(purified).name), "sha256": sha256(purified)}
     return files
 
 

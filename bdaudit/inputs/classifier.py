@@ -106,7 +106,14 @@ class Classifier(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Map pixels (N, C, H, W) to logits (N, K)."""
         # Convolutions take the layout of whichever comes in channels_last, so the images follow the weights.
-        logits: Tensor = self.body(self.normalise(x).contiguous(memory_format=self._layout()))
+        # A copy, since `contiguous` sees no difference between the layouts of one-channel images; oneDNN does.
+        layout = self._layout()
+        x = (
+            x.to(self.mean.dtype, memory_format=layout) / 255
+            if x.dtype == torch.uint8
+            else x.clone(memory_format=layout)
+        )
+        logits: Tensor = self.body(self.normalise(x))
         return logits
 
     def _layout(self) -> torch.memory_format:

@@ -82,6 +82,7 @@ def atomic_folder(path: Path | str, replace_if: Callable[[Path], bool] = lambda 
     target = _resolved(path)
     if not target.name:
         raise OutputError(f"{_shown(path)}: is not a place for a new folder")
+    check_writable(path)
     _check_replaceable(target, path, replace_if)
     with _aside(target, path) as partial:
         partial.mkdir()

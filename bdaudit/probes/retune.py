@@ -21,6 +21,8 @@ from bdaudit.training.augment import Augment
 from bdaudit.training.loop import Recipe
 from bdaudit.training.metrics import Rate, accuracy, attack_rates
 
+CURVE_IMAGES = 500
+
 
 class Retune(Probe):
     """Retune on a handful of poisoned images among many benign ones and see whether the backdoor returns.
@@ -96,22 +98,23 @@ class Retune(Probe):
     def _runs(
         self, model: Classifier, benign: Pool, backdoor: Backdoor, draws: int, seed: int, what: str
     ) -> list[tuple[list[Rate], Classifier]]:
-        """Retune once a draw; return each draw's ASR before and after every epoch, and its model."""
+        """Retune once a draw; return each draw's ASR before and after every epoch, and its model.
+
+        The last figure counts all images; those before it, which only draw the curve, at most `CURVE_IMAGES`.
+        """
         rng = torch.Generator().manual_seed(seed)
+        sample = backdoor.evaluation.first(CURVE_IMAGES)
+        before = attack_rates(model, sample, backdoor.goal)[0]
         runs = []
         for _ in range(draws):
-            asr = [attack_rates(model, backdoor.evaluation, backdoor.goal)[0]]
-            after = retuned(
-                model,
-                benign.shuffled(rng),
-                backdoor.draw(min(self.poisoned, len(benign) - 1), rng),
-                self.recipe(benign),
-                rng,
-                on_epoch=lambda _, m, asr=asr: asr.append(  # type: ignore[misc]
-                    attack_rates(m, backdoor.evaluation, backdoor.goal)[0]
-                ),
-                what=what,
-            )
+            asr = [before]
+
+            def measure(epoch: int, m: Classifier, asr: list[Rate] = asr) -> None:
+                images = backdoor.evaluation if epoch == self.epochs else sample
+                asr.append(attack_rates(m, images, backdoor.goal)[0])
+
+            poison = backdoor.draw(min(self.poisoned, len(benign) - 1), rng)
+            after = retuned(model, benign.shuffled(rng), poison, self.recipe(benign), rng, on_epoch=measure, what=what)
             runs.append((asr, after))
         return runs
 

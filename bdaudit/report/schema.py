@@ -41,7 +41,9 @@ class Finding(_Document):
     """One measured figure, as a flat row."""
 
     probe: str = Field(description="What measured it: `evaluation`, or a probe's name.")
-    subject: Subject = Field(description="Whose figure it is; `null`: a model retuned or queried with a trigger it never saw.")
+    subject: Subject = Field(
+        description="Whose figure it is; `null`: a model retuned or queried with a trigger it never saw."
+    )
     metric: str = Field(description="c_acc, asr, robust_acc, der; o_ before reactivation, p_ after it.")
     value: float = Field(description="A fraction in [0, 1]; the mean over seeds.")
     low: float | None = Field(description="Lower end of the 95% Wilson interval over n images.")
@@ -81,7 +83,10 @@ class Policy(_Document):
     max_accuracy_drop: float = Field(0.05, ge=0, le=1, description="Clean accuracy lost to purification.")
     max_p_asr: float = Field(0.20, ge=0, le=1, description="Attack success after reactivation (retuning or queries).")
     min_excess: float = Field(
-        0.10, ge=0, le=1, description="Reactivation counts only by how much it exceeds what the weakest null trigger does."
+        0.10,
+        ge=0,
+        le=1,
+        description="Reactivation counts only by how much it exceeds what the weakest null trigger does.",
     )
     min_triggered: int = Field(20, ge=1, description="Fewer triggered images than this support no verdict at all.")
     require: list[str] = Field(default_factory=lambda: ["retune"], description="Probes without which nothing passes.")

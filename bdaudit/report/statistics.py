@@ -34,9 +34,7 @@ def images_needed(bound: float) -> int:
     return math.ceil(z2 * (1 - bound) / bound) if bound > 0 else 10**9
 
 
-def rate_finding(
-    probe: str, subject: Subject, metric: str, rates: Rate | Sequence[Rate], variant: str = ""
-) -> Finding:
+def rate_finding(probe: str, subject: Subject, metric: str, rates: Rate | Sequence[Rate], variant: str = "") -> Finding:
     """Make the row of a rate measured once, or once per seed on the same images.
 
     The interval is over the images (n is NOT multiplied by the seeds, whose images are the same);

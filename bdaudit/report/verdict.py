@@ -69,7 +69,11 @@ def judge(findings: Sequence[Finding], policy: Policy, shortfall: str = "") -> t
             bucket(text, p_asr, policy.max_p_asr)
 
     verdict: Verdict = "fail" if failed else "inconclusive" if undecided else "pass"
-    sorted_by_weight: list[tuple[Verdict, list[str]]] = [("fail", failed), ("inconclusive", undecided), ("pass", passed)]
+    sorted_by_weight: list[tuple[Verdict, list[str]]] = [
+        ("fail", failed),
+        ("inconclusive", undecided),
+        ("pass", passed),
+    ]
     outcomes = [outcome for outcome, reasons in sorted_by_weight for _ in reasons]
     return verdict, [*failed, *undecided, *passed], outcomes
 

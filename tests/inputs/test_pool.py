@@ -66,7 +66,9 @@ def test_a_malformed_pool_is_refused(make: object) -> None:
 
 
 def test_labels_outside_the_classes_name_the_first_row() -> None:
-    with pytest.raises(ImageError, match=r"2 labels are outside the model's 2 classes \(first: seed0/000002 has label 2"):
+    with pytest.raises(
+        ImageError, match=r"2 labels are outside the model's 2 classes \(first: seed0/000002 has label 2"
+    ):
         check_labels(pool(), 2, "clean")
 
 

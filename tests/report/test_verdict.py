@@ -18,9 +18,7 @@ def rate(probe: str, subject: str, metric: str, hits: int, n: int = 1000, varian
     return row(probe, subject, metric, hits / n, n, low=low, high=high, variant=variant)
 
 
-def decide(
-    findings: Sequence[Finding], policy: Policy | None = None
-) -> tuple[Verdict, list[str]]:
+def decide(findings: Sequence[Finding], policy: Policy | None = None) -> tuple[Verdict, list[str]]:
     """What judge says, without what it may say besides."""
     verdict, reasons = judge(findings, policy or Policy())[:2]
     return verdict, reasons

@@ -1,0 +1,488 @@
+"""The command line as a user types it: files, exit codes, one clear line for bad input."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from support import snapshot
+
+from bdaudit.cli.main import _run
+from bdaudit.flow.run import Run
+from bdaudit.inputs.folders import write_folder, write_png
+
+FAST = ["-o", "retune.epochs=1", "-o", "retune.draws=1", "-o", "qra.epochs=1"]
+
+
+@pytest.fixture
+def case(run: Run, tmp_path: Path) -> Path:
+    """A folder like the one a team has: model.pt, clean/, flagged/."""
+    folder = tmp_path / "case"
+    folder.mkdir()
+    shutil.copy(run.model_path, folder / "model.pt")
+    shutil.copytree(run.folder / "clean", folder / "clean")
+    shutil.copytree(run.folder / "flagged", folder / "flagged")
+    return folder
+
+
+def call(*arguments: object) -> int:
+    return _run([str(a) for a in arguments], debug=False)
+
+
+class TestPurify:
+    def test_exactly_as_typed(
+        self, case: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        monkeypatch.chdir(case)
+        assert call("purify", "model.pt", "--defense", "pl", "--malicious", "flagged/") == 0
+        printed = capsys.readouterr()
+        assert printed.out == "model.purified.pt\n"
+        assert "target: class 0" in printed.err
+        before, after = (torch.load(case / f"{n}.pt", weights_only=True) for n in ("model", "model.purified"))
+        assert before["state_dict"].keys() == after["state_dict"].keys()
+        assert after["bdaudit"]["provenance"]["purified_by"] == "pl"
+
+    def test_a_foreign_state_dict_comes_back_as_one(self, case: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        state = torch.load(case / "model.pt", weights_only=True)["state_dict"]
+        torch.save({"epoch": 3, "model": {f"module.{k}": v for k, v in state.items()}}, case / "foreign.pth")
+        assert call("purify", case / "foreign.pth", "--defense", "ft", "-o", "epochs=1", "--json") == 0
+        printed = capsys.readouterr()
+        row = json.loads(printed.out)
+        assert row["out"].endswith("foreign.purified.pth")
+        assert "architecture recognised" in printed.err
+        assert "fits the clean images best" in printed.err
+        after = torch.load(row["out"], weights_only=True)
+        assert after["epoch"] == 3
+        assert after["model"].keys() == {f"module.{k}" for k in state}
+
+    def test_quiet_says_nothing_on_stderr(self, case: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        assert call("purify", case / "model.pt", "--defense", "ft", "-o", "epochs=1", "--quiet") == 0
+        assert capsys.readouterr().err == ""
+
+    def test_the_suspect_is_never_overwritten(self, case: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        before = (case / "model.pt").read_bytes()
+        assert call("purify", case / "model.pt", "--defense", "ft", "--out", case / "model.pt") == 2
+        assert (case / "model.pt").read_bytes() == before
+
+    def test_an_oracle_is_announced(self, case: Path, run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+        code = call("purify", case / "model.pt", "--defense", "ep", "-o", "epochs=1", "--attack", run.folder)
+        assert code == 0
+        assert "ORACLE: ep uses trigger" in capsys.readouterr().err
+
+
+class TestAudit:
+    def test_it_writes_a_report_and_ends_with_the_verdict(
+        self, case: Path, run: Run, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        code = call("audit", case / "model.pt", "--defense", "ft", "--attack", run.folder, "--json", *FAST)
+        report = json.loads(capsys.readouterr().out)
+        assert (report["verdict"], code) == ("fail", 1)
+        out = case / "audit-ft"
+        assert {p.name for p in out.iterdir()} == {"report.json", "report.html", "model.purified.pt"}
+        for form in ("text", "markdown", "junit", "html", "json"):
+            assert call("report", out / "report.json", "--format", form) == 1
+            assert capsys.readouterr().out
+
+    def test_a_good_model_passes(self, run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        """The clean twin, audited as a purification, with the clean twin as reference."""
+        code = call(
+            "audit", run.model_path, "--purified", run.folder / "reference.pt", "--attack", run.folder,
+            "--out", tmp_path / "out", "--probe", "retune", "-o", "retune.draws=2",
+        )  # fmt: skip
+        assert code == 0, capsys.readouterr().out
+        assert not (tmp_path / "out" / "model.purified.pt").exists()
+
+    def test_one_flagged_image_is_inconclusive(self, case: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        for path in sorted((case / "flagged").iterdir())[1:]:
+            path.unlink()
+        assert call("audit", case / "model.pt", "--defense", "pl", "--malicious", case / "flagged") == 4
+        assert "29 more" in capsys.readouterr().out
+
+    def test_a_policy_file_decides(
+        self, case: Path, run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        policy = tmp_path / "policy.toml"
+        policy.write_text("max_o_asr = 1.0\nmax_p_asr = 1.0\nmax_accuracy_drop = 1.0\n")
+        arguments = ["audit", case / "model.pt", "--defense", "ft", "--attack", run.folder, "--policy", policy, *FAST]
+        assert call(*arguments) == 0
+        policy.write_text("max_asr = 1.0\n")
+        assert call(*arguments) == 2
+        assert "max_asr" in capsys.readouterr().err
+
+    @pytest.mark.parametrize(
+        ("extra", "message"),
+        [
+            ([], "either --defense NAME"),
+            (["--defense", "ft", "--purified", "x.pt"], "either --defense NAME"),
+            (["--defense", "ft"], "needs triggered images: give --malicious DIR"),
+            (["--defense", "ft", "--malicious", "flagged", "-o", "retun.draws=1"], "no such probe"),
+        ],
+    )
+    def test_wrong_usage(
+        self,
+        case: Path,
+        extra: list[str],
+        message: str,
+        capsys: pytest.CaptureFixture[str],
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        monkeypatch.chdir(case)
+        before = snapshot(case)
+        assert call("audit", "model.pt", *extra) == 2
+        assert message in capsys.readouterr().err
+        assert snapshot(case) == before
+
+
+class Payload:
+    """Touches a file when it is unpickled."""
+
+    def __init__(self, bait: Path) -> None:
+        self.bait = bait
+
+    def __reduce__(self) -> tuple[Callable[..., object], tuple[Path]]:
+        return Path.touch, (self.bait,)
+
+
+def _state(case: Path) -> dict[str, torch.Tensor]:
+    state: dict[str, torch.Tensor] = torch.load(case / "model.pt", weights_only=True)["state_dict"]
+    return state
+
+
+def empty_folder(case: Path) -> list[object]:
+    (case / "nothing").mkdir()
+    return ["--malicious", case / "nothing"]
+
+
+def missing_folder(case: Path) -> list[object]:
+    return ["--malicious", case / "nowhere"]
+
+
+def text_as_png(case: Path) -> list[object]:
+    (case / "flagged" / "zz.png").write_text("hello")
+    return ["--malicious", case / "flagged"]
+
+
+def truncated_image(case: Path) -> list[object]:
+    path = case / "flagged" / "zz.png"
+    write_png(torch.randint(0, 256, (3, 64, 64), dtype=torch.uint8), path)
+    path.write_bytes(path.read_bytes()[:300])
+    return ["--malicious", case / "flagged"]
+
+
+def huge_image(case: Path) -> list[object]:
+    Image.new("1", (20_000, 20_000)).save(case / "flagged" / "zz.png")
+    return ["--malicious", case / "flagged"]
+
+
+def foreign_label(case: Path) -> list[object]:
+    (case / "clean" / "10").mkdir()
+    write_png(torch.zeros(1, 16, 16, dtype=torch.uint8), case / "clean" / "10" / "x.png")
+    return ["--malicious", case / "flagged"]
+
+
+def target_out_of_range(case: Path) -> list[object]:
+    return ["--malicious", case / "flagged", "--target", "10"]
+
+
+def code_in_pickle(case: Path) -> list[object]:
+    (case / "model.pt").write_bytes(pickle.dumps({"state_dict": Payload(case / "bait")}))
+    return ["--malicious", case / "flagged"]
+
+
+def code_in_torch_file(case: Path) -> list[object]:
+    torch.save({"state_dict": Payload(case / "bait")}, case / "model.pt")
+    return ["--malicious", case / "flagged"]
+
+
+def truncated_checkpoint(case: Path) -> list[object]:
+    (case / "model.pt").write_bytes((case / "model.pt").read_bytes()[:-500])
+    return ["--malicious", case / "flagged"]
+
+
+def nan_checkpoint(case: Path) -> list[object]:
+    state = _state(case)
+    state["conv2.weight"][0, 0, 0, 0] = float("nan")
+    torch.save(state, case / "model.pt")
+    return ["--malicious", case / "flagged"]
+
+
+def wrong_shapes(case: Path) -> list[object]:
+    state = _state(case)
+    state["conv2.weight"] = state["conv2.weight"][:5].clone()
+    torch.save(state, case / "model.pt")
+    return ["--malicious", case / "flagged", "--arch", "small_cnn"]
+
+
+def unknown_architecture(case: Path) -> list[object]:
+    state = _state(case)
+    del state["conv3.weight"]
+    torch.save(state, case / "model.pt")
+    return ["--malicious", case / "flagged"]
+
+
+def unknown_option(case: Path) -> list[object]:
+    return ["--malicious", case / "flagged", "-o", "alhpa=1"]
+
+
+def unwritable_output(case: Path) -> list[object]:
+    (case / "file").write_text("")
+    return ["--malicious", case / "flagged", "--out", case / "file" / "below" / "out.pt"]
+
+
+def no_malicious(case: Path) -> list[object]:
+    return []
+
+
+BAD = [
+    (empty_folder, "no images in it"),
+    (missing_folder, "no such folder"),
+    (text_as_png, "zz.png: not an image"),
+    (truncated_image, "zz.png: cannot be decoded"),
+    (huge_image, "more than the 40 megapixels"),
+    (foreign_label, "the model has no class '10'"),
+    (target_out_of_range, "target 10 is out of range: the model has classes 0..9"),
+    (code_in_pickle, "code"),
+    (code_in_torch_file, "code"),
+    (truncated_checkpoint, "truncated"),
+    (nan_checkpoint, "conv2.weight"),
+    (wrong_shapes, "conv2.weight"),
+    (unknown_architecture, "small_cnn"),
+    (unknown_option, "did you mean alpha"),
+    (unwritable_output, "is not a folder"),
+    (no_malicious, "pl needs malicious (flagged images, labelled with the target): give --malicious DIR"),
+]
+
+
+@pytest.mark.parametrize(("damage", "message"), BAD, ids=[d.__name__ for d, _ in BAD])
+@pytest.mark.parametrize("command", ["purify", "audit"])
+def test_bad_input_gives_one_line_exit_code_2_and_no_output(
+    command: str,
+    damage: Callable[[Path], list[object]],
+    message: str,
+    case: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    arguments = damage(case)
+    before = snapshot(case)
+    if command == "audit" and damage is no_malicious:
+        message = "an audit needs triggered images"
+    assert call(command, case / "model.pt", "--defense", "pl", "--quiet", *arguments) == 2
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert printed.err.count("\n") == 1
+    assert printed.err.startswith("error: ")
+    assert message in printed.err
+    assert snapshot(case) == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["badnets", "--data", "digits", "-o", "size=40"], "does not fit into 16 x 16"),
+        (["badnets", "--data", "digits", "-o", "rate=0.00001"], "selects no row"),
+        (["badnets", "--data", "digits", "--target", "10"], "target 10 is out of range"),
+        (["badnets", "--data", "digits", "--images", "5000"], "not enough for 5000 training"),
+        (["badnets", "--data", "digits", "--arch", "resnet81"], "did you mean"),
+        (["badnet", "--data", "digits"], "did you mean badnets"),
+        (["badnets", "--data", "cifar10", "--data-root", "/nonexistent"], "no cifar-10-batches-bin"),
+        (["badnets", "--data", "nowhere"], "neither a dataset"),
+        (["badnets", "--data", "digits", "-o", "size"], "expected name=value"),
+        (["badnets", "--data", "digits", "-o", "size=1", "-o", "size=2"], "given twice"),
+    ],
+)
+def test_bad_attacks(arguments: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert call("attack", *arguments, "--out", tmp_path / "run", "--quiet") == 2
+    printed = capsys.readouterr()
+    assert message in printed.err
+    assert printed.err.count("\n") == 1
+    assert not snapshot(tmp_path)
+
+
+def test_a_folder_that_is_not_ours_is_not_replaced(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "me.jpg").write_text("precious")
+    assert call("demo", "--out", tmp_path / "photos") == 2
+    assert (tmp_path / "photos" / "me.jpg").read_text() == "precious"
+    assert snapshot(tmp_path) == {"photos", "photos/me.jpg"}
+
+
+@pytest.mark.parametrize("name", ["demo", "purify", "audit"])
+def test_an_interrupted_command_leaves_nothing(name: str, case: Path) -> None:
+    arguments = {
+        "demo": ["demo", "--out", case / "demo"],
+        "purify": ["purify", case / "model.pt", "--defense", "ft", "-o", "epochs=100000"],
+        "audit": [
+            "audit",
+            case / "model.pt",
+            "--defense",
+            "ft",
+            "-o",
+            "epochs=100000",
+            "--malicious",
+            case / "flagged",
+        ],
+    }[name]
+    before = snapshot(case)
+    process = subprocess.Popen(
+        [sys.executable, "-c", "from bdaudit.cli.main import main; main()", *map(str, arguments)],
+        stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    time.sleep(7)
+    assert process.poll() is None, "it ended before it could be interrupted"
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=30)
+    assert process.returncode == 3
+    assert "interrupted" in err
+    assert "Traceback" not in err
+    assert snapshot(case) == before
+
+
+class TestConfig:
+    """A bdaudit.toml may give any option a default; one that lies beside a model may not name paths."""
+
+    def test_beside_the_model(self, case: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        (case / "bdaudit.toml").write_text('seed = 5\n[purify]\ndefense = "ft"\noptions = {epochs = 1}\n')
+        assert call("purify", case / "model.pt", "--json") == 0
+        printed = capsys.readouterr()
+        row = json.loads(printed.out)
+        assert (row["seed"], row["defense"], row["options"]["epochs"]) == (5, "ft", 1)
+        assert "defaults from" in printed.err
+
+    def test_the_command_line_wins(self, case: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        (case / "bdaudit.toml").write_text('[purify]\ndefense = "fst"\nseed = 9\n')
+        assert call("purify", case / "model.pt", "--defense", "ft", "-o", "epochs=1", "--seed", "2", "--json") == 0
+        row = json.loads(capsys.readouterr().out)
+        assert (row["seed"], row["defense"]) == (2, "ft")
+
+    @pytest.mark.parametrize(
+        ("text", "message"),
+        [
+            ('[purify]\nout = "/etc/passwd"\n', "names a path"),
+            ("[purify]\ndefence = 1\n", "did you mean defense"),
+            ("[purify\n", "cannot be read as TOML"),
+            ("purify = 3\n", "must be a table"),
+        ],
+    )
+    def test_a_bad_file_is_said(self, case: Path, text: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:
+        (case / "bdaudit.toml").write_text(text)
+        before = snapshot(case)
+        assert call("purify", case / "model.pt", "--defense", "ft") == 2
+        assert message in capsys.readouterr().err
+        assert snapshot(case) == before
+
+    def test_an_explicit_file_may_name_paths(
+        self, case: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        config = tmp_path / "mine.toml"
+        config.write_text(f'[purify]\nout = "{tmp_path / "clean.pt"}"\ndefense = "ft"\n')
+        assert call("purify", case / "model.pt", "--config", config, "-o", "epochs=1") == 0
+        assert (tmp_path / "clean.pt").is_file()
+
+
+class TestPlugins:
+    def test_list_as_json_has_the_designs_columns(self, capsys: pytest.CaptureFixture[str]) -> None:
+        assert call("plugins", "list", "--json") == 0
+        rows = {(r["kind"], r["name"]): r for r in json.loads(capsys.readouterr().out)}
+        row = rows["defense", "ep"]
+        assert {"kind", "name", "family", "needs", "oracle", "distribution", "version"} <= row.keys()
+        assert (row["oracle"], row["family"], row["distribution"]) == (True, "post-training", "bdaudit")
+
+    @pytest.mark.parametrize(
+        "arguments", [[], ["list"], ["list", "--kind", "probe"], ["show", "fst"], ["show", "badnets"]]
+    )
+    def test_tables(self, arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+        assert call("plugins", *arguments) == 0
+        assert capsys.readouterr().out
+
+    def test_show_names_type_default_and_citation(self, capsys: pytest.CaptureFixture[str]) -> None:
+        assert call("plugins", "show", "fst", "--json") == 0
+        [row] = json.loads(capsys.readouterr().out)
+        alpha = next(o for o in row["options"] if o["option"] == "alpha")
+        assert (alpha["default"], "FST 5.1" in alpha["cite"], "float" in alpha["type"]) == ("0.2", True, True)
+
+    def test_an_unknown_plugin(self, capsys: pytest.CaptureFixture[str]) -> None:
+        assert call("plugins", "show", "fts") == 2
+        assert "did you mean" in capsys.readouterr().err
+
+
+def test_doctor_says_what_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    assert call("doctor", "--json") == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert rows["healthy"] is True
+    assert {"bdaudit", "torch", "extension", "threads", "gpu", "data"} <= rows.keys()
+
+
+def test_doctor_and_commands_name_broken_plugins(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from bdaudit import plugins
+
+    broken = plugins.Registry(dict(plugins.registry().found), {"defense.bad (from x 1)": "ImportError: gone"})
+    monkeypatch.setattr(plugins, "registry", lambda: broken)
+    assert call("doctor") == 3
+    assert "ImportError: gone" in capsys.readouterr().out
+    assert call("plugins", "list") == 0
+    assert "was skipped: ImportError: gone" in capsys.readouterr().err
+
+
+def test_unknown_commands_and_help(capsys: pytest.CaptureFixture[str]) -> None:
+    assert call("purfy") == 2
+    assert "did you mean purify" in capsys.readouterr().err
+    assert call("--help") == 0
+    assert "Exit codes" in capsys.readouterr().out
+    for name in ("demo", "attack", "purify", "audit", "report", "plugins", "doctor"):
+        assert call(name, "--help") == 0
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"schema_version": "9"}', "\x00", '{"verdict": "pass"}'])
+def test_a_file_that_is_no_report(text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "r.json").write_text(text)
+    assert call("report", tmp_path / "r.json") == 2
+    assert "not a bdaudit report" in capsys.readouterr().err
+
+
+def test_completion_knows_plugins_and_options() -> None:
+    def complete(words: str) -> str:
+        environment = os.environ | {
+            "_BDAUDIT_COMPLETE": "bash_complete", "COMP_WORDS": words, "COMP_CWORD": str(len(words.split(" ")) - 1),
+        }  # fmt: skip
+        done = subprocess.run(
+            [Path(sys.executable).parent / "bdaudit"], env=environment, capture_output=True, text=True, check=False
+        )
+        return done.stdout
+
+    assert "plain,fst" in complete("bdaudit purify --defense f")
+    assert "plain,badnets" in complete("bdaudit attack ba")
+    assert "plain,alpha=" in complete("bdaudit purify --defense fst -o al")
+
+
+def test_a_bug_is_an_operational_error_and_not_a_pass(
+    case: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from bdaudit.defenses.ft import FT
+
+    def broken(self: FT, model: object, clean: object, rng: object) -> object:
+        raise ZeroDivisionError("oops")
+
+    monkeypatch.setattr(FT, "purify", broken)
+    assert call("purify", case / "model.pt", "--defense", "ft") == 3
+    assert "unexpected ZeroDivisionError: oops (run with --debug" in capsys.readouterr().err
+    with pytest.raises(ZeroDivisionError):
+        _run(["purify", str(case / "model.pt"), "--defense", "ft"], debug=True)
+
+
+def test_clean_images_without_labels_are_refused(case: Path, run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    write_folder(run.pool("clean"), case / "flat", flat=True)
+    assert call("purify", case / "model.pt", "--defense", "ft", "--clean", case / "flat") == 2
+    assert "one sub-folder a class" in capsys.readouterr().err

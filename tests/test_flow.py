@@ -1,0 +1,221 @@
+"""Gathering evidence and auditing: disjoint parts, nothing held out leaks, same seed same report."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from bdaudit import api
+from bdaudit.attacks.triggers import load_trigger
+from bdaudit.errors import InputError, UsageError
+from bdaudit.flow.evidence import Evidence, drop_overlap, find_target, from_folders, known_backdoor
+from bdaudit.flow.implant import Sizes, cut
+from bdaudit.flow.run import Run, open_run
+from bdaudit.inputs.classifier import Classifier
+from bdaudit.inputs.datasets import load_dataset
+from bdaudit.inputs.folders import write_folder
+from bdaudit.inputs.goal import Goal
+from bdaudit.inputs.pool import UNKNOWN, Pool, overlap
+from bdaudit.report.schema import Policy, Report
+from bdaudit.runtime import generator
+
+FAST = {"retune.epochs": 1, "retune.draws": 1, "qra.epochs": 2}
+
+
+def test_a_run_folder_holds_what_the_design_says(run: Run) -> None:
+    names = {p.name for p in run.folder.iterdir()}
+    assert {"model.pt", "reference.pt", "attack.json", "trigger.safetensors", "preview.png"} <= names
+    assert {"clean", "flagged", "reserve", "test", "train", "train.csv"} <= names
+    assert run.record.metrics["model"]["asr"] >= 0.95
+    assert run.record.metrics["model"]["c_acc"] >= 0.93
+    assert run.record.metrics["reference"]["asr"] <= 0.05
+
+
+def test_the_parts_of_a_run_are_disjoint(run: Run) -> None:
+    parts = {name: run.pool(name) for name in ("clean", "reserve", "test", "train")}
+    names = list(parts)
+    for i, a in enumerate(names):
+        for b in names[i + 1 :]:
+            assert overlap(parts[a], parts[b]) == 0, (a, b)
+
+
+def test_flagged_images_are_poisoned_training_rows(run: Run) -> None:
+    flagged = run.pool("flagged")
+    assert (flagged.labels == UNKNOWN).all()
+    assert overlap(flagged, run.pool("train")) == len(flagged) == 80
+
+
+def test_the_triggered_test_set_is_rebuilt_exactly(run: Run) -> None:
+    again = open_run(run.folder)
+    test = run.pool("test")
+    assert torch.equal(run.trigger(test.images), again.trigger(test.images))
+    by_hand = load_trigger(run.folder / "trigger.safetensors", {run.trigger.kind: type(run.trigger)})
+    assert by_hand.digest() == run.trigger.digest()
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [lambda r: "{", lambda r: "[]", lambda r: json.dumps(r | {"target": 99}), lambda r: json.dumps(r | {"x": 1})],
+)
+def test_a_damaged_record_is_named(run: Run, tmp_path: Path, damage: object) -> None:
+    record = json.loads((run.folder / "attack.json").read_text())
+    (tmp_path / "attack.json").write_text(damage(record))  # type: ignore[operator]
+    with pytest.raises(InputError, match="not an attack record"):
+        open_run(tmp_path)
+    with pytest.raises(InputError, match="not a run folder"):
+        open_run(tmp_path / "nowhere")
+
+
+def test_cut_refuses_more_than_there_is() -> None:
+    data = load_dataset("digits")
+    with pytest.raises(UsageError, match="not enough for 5000 training"):
+        cut(data, Sizes(train=5000), generator(0))
+
+
+def test_the_target_is_the_majority_of_the_flagged(suspect: Classifier, run: Run) -> None:
+    target, said = find_target(suspect, run.pool("flagged"))
+    assert target == 0
+    assert "of 80 flagged images" in said
+    assert "no majority" in find_target(suspect, run.pool("test"))[1]
+
+
+def folders(run: Run, suspect: Classifier, flagged: int, **changes: object) -> Evidence:
+    settings = {"tuned_elsewhere": False, "wants_malicious": True, "min_triggered": 20, "rng": generator(0)} | changes
+    return from_folders(
+        Evidence(suspect),
+        run.pool("clean"),
+        run.pool("flagged").first(flagged),
+        Goal(0, 10),
+        **settings,  # type: ignore[arg-type]
+    )
+
+
+def test_the_auditors_folders_are_cut_into_disjoint_parts(run: Run, suspect: Classifier) -> None:
+    made = folders(run, suspect, 80)
+    assert made.backdoor is not None
+    parts = [made.clean, made.malicious, made.benign, made.test, made.backdoor.reactivation, made.backdoor.evaluation]
+    assert all(p is not None and len(p) for p in parts)
+    for i, a in enumerate(parts):
+        for b in parts[i + 1 :]:
+            assert overlap(a, b) == 0  # type: ignore[arg-type]
+    assert len(made.malicious) + len(made.backdoor.reactivation) + len(made.backdoor.evaluation) == 80  # type: ignore[arg-type]
+    assert (made.malicious.labels == 0).all()  # type: ignore[union-attr]
+    assert (made.backdoor.evaluation.labels == UNKNOWN).all()
+    assert not made.shortfall
+
+
+@pytest.mark.parametrize("n", [1, 5, 29])
+def test_too_few_flagged_images_say_how_many_more(run: Run, suspect: Classifier, n: int) -> None:
+    assert folders(run, suspect, n).shortfall.endswith(f"{30 - n} more")
+    assert not folders(run, suspect, 30).shortfall
+
+
+def test_true_labels_of_flagged_images_are_used_where_given(run: Run, suspect: Classifier) -> None:
+    test = run.pool("test")
+    flagged = run.trigger.on(test)
+    made = from_folders(
+        Evidence(suspect), run.pool("clean"), flagged, Goal(0, 10),
+        tuned_elsewhere=True, wants_malicious=False, min_triggered=20, rng=generator(0),
+    )  # fmt: skip
+    assert made.backdoor is not None
+    assert made.backdoor.labels_known
+    assert not (made.backdoor.evaluation.labels == 0).any()
+    assert any("purified elsewhere" in n for n in made.notes)
+    # All in the target's own folder: labels as given by the attacker, not true ones.
+    as_given = from_folders(
+        Evidence(suspect), run.pool("clean"), flagged.labelled(0), Goal(0, 10),
+        tuned_elsewhere=True, wants_malicious=False, min_triggered=20, rng=generator(0),
+    )  # fmt: skip
+    assert as_given.backdoor is not None
+    assert not as_given.backdoor.labels_known
+
+
+def test_rows_that_were_tuned_on_are_not_evaluated_on(run: Run, suspect: Classifier) -> None:
+    test, benign = run.pool("test"), run.pool("reserve")
+    leaked = Evidence(
+        suspect,
+        clean=Pool.concat([run.pool("clean"), test.first(7), benign.first(3)]),
+        benign=benign,
+        test=test,
+        backdoor=known_backdoor(run.trigger, run.goal, benign, test),
+    )
+    cleaned = drop_overlap(leaked)
+    assert cleaned.test is not None
+    assert len(cleaned.test) == len(test) - 7
+    assert any("7 test images were also in" in n for n in cleaned.notes)
+    assert any("3 images for retuning were also in" in n for n in cleaned.notes)
+    assert not drop_overlap(replace(leaked, clean=run.pool("clean"))).notes
+
+
+def strip(report: Report) -> dict[str, object]:
+    document = json.loads(report.to_json())
+    del document["provenance"]["times"]
+    return document  # type: ignore[no-any-return]
+
+
+def test_the_same_seed_gives_the_same_report_apart_from_times(run: Run) -> None:
+    one, two = (
+        api.audit(run.model_path, defense="fst", run=run.folder, options=FAST, seed=3, device="cpu") for _ in range(2)
+    )
+    assert strip(one) == strip(two)
+    other = api.audit(run.model_path, defense="fst", run=run.folder, options=FAST, seed=4, device="cpu")
+    assert strip(other)["findings"] != strip(one)["findings"]
+
+
+def test_a_report_records_what_was_granted_and_marks_oracles(run: Run) -> None:
+    report = api.audit(
+        run.model_path, defense="ep", run=run.folder, reference=run.reference_path, options=FAST, device="cpu"
+    )
+    granted = {(g.plugin, g.input): g.oracle for g in report.granted}
+    assert granted["ep", "trigger"] is True
+    assert granted["ep", "clean"] is False
+    assert not any(i in ("test", "benign") for p, i in granted if p == "ep")
+    assert report.inputs["model_file"]["sha256"]
+    assert report.provenance["defense"]["name"] == "ep"
+    figure = {(f.probe, f.subject, f.metric) for f in report.findings if not f.variant}
+    assert {
+        ("evaluation", s, m) for s in ("suspect", "purified", "reference") for m in ("c_acc", "o_asr", "robust_acc")
+    } <= figure
+    assert {("retune", "purified", "p_asr"), ("qra", "purified", "p_asr"), ("evaluation", "purified", "der")} <= figure
+
+
+def test_the_exact_reference_is_made_where_the_trigger_is_known(run: Run, tmp_path: Path) -> None:
+    for name in ("attack.json", "trigger.safetensors", "model.pt"):
+        (tmp_path / name).write_bytes((run.folder / name).read_bytes())
+    for name in ("clean", "reserve", "test", "flagged"):
+        (tmp_path / name).symlink_to(run.folder / name)
+    report = api.audit(
+        tmp_path / "model.pt", defense="ft", run=tmp_path, probes=["retune"], options={"retune.draws": 1}, device="cpu"
+    )
+    assert "ORACLE" in report.provenance["reference"]
+    assert any(g.plugin == "ep (reference)" and g.oracle for g in report.granted)
+    assert report.find("p_asr", probe="retune", subject="reference") is not None
+
+
+def test_somebody_elses_purification_can_be_audited(run: Run) -> None:
+    report = api.audit(run.model_path, purified=run.reference_path, run=run.folder, options=FAST, device="cpu")
+    assert report.find("o_asr").value <= 0.05  # type: ignore[union-attr]
+    assert not any(g.plugin == "pl" for g in report.granted)
+
+
+def test_an_audit_of_bare_folders_knows_no_labels(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "model.pt").write_bytes(run.model_path.read_bytes())
+    write_folder(run.pool("clean"), tmp_path / "clean")
+    report = api.audit(
+        tmp_path / "model.pt", defense="fst", malicious=run.folder / "flagged", probes=["retune"],
+        options={"retune.draws": 1}, policy=Policy(min_triggered=20), device="cpu",
+    )  # fmt: skip
+    assert report.find("robust_acc") is None
+    assert any("trigger is unknown" in n for n in report.notes)
+    assert report.inputs["evaluation"]["source"] == "flagged"
+
+
+def test_one_flagged_image_is_inconclusive(run: Run, tmp_path: Path) -> None:
+    write_folder(run.pool("flagged").first(1), tmp_path / "flagged", flat=True)
+    report = api.audit(run.model_path, defense="pl", malicious=tmp_path / "flagged", device="cpu")
+    assert (report.verdict, int(report.exit_code)) == ("inconclusive", 4)
+    assert report.reasons[0].endswith("29 more")

@@ -1,0 +1,194 @@
+"""Probes: one table for all of them, and what each attack on a purified model is."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from bdaudit import plugins
+from bdaudit.defenses.fst import FST
+from bdaudit.errors import MissingInput
+from bdaudit.flow.evidence import known_backdoor
+from bdaudit.flow.run import Run
+from bdaudit.inputs.classifier import Classifier
+from bdaudit.inputs.goal import Goal
+from bdaudit.inputs.pool import Pool
+from bdaudit.probes import base
+from bdaudit.probes.base import Backdoor, Probe, retuned
+from bdaudit.probes.qra import QRA, Generator
+from bdaudit.probes.retune import Retune, null_backdoor, null_triggers
+from bdaudit.report.schema import Measurement
+from bdaudit.runtime import generator
+from bdaudit.training.augment import Augment
+from bdaudit.training.loop import Recipe
+from bdaudit.training.metrics import predict_logits
+
+PROBES = [found.cls for found in plugins.registry().of_kind("probe").values()]
+QUICK = {"epochs": 1, "draws": 1, "benign_size": 64, "images": 32}
+
+
+def quick(cls: type[Probe]) -> Probe:
+    return cls.parse({k: v for k, v in QUICK.items() if k in cls.model_fields})
+
+
+@pytest.fixture(scope="module")
+def purified(suspect: Classifier, run: Run) -> Classifier:
+    return FST().run({"model": suspect, "clean": run.pool("clean"), "rng": generator(0)})
+
+
+@pytest.fixture(scope="module")
+def evidence(suspect: Classifier, purified: Classifier, run: Run) -> dict[str, Any]:
+    from bdaudit import api
+
+    benign, test = run.pool("reserve"), run.pool("test")
+    assert run.reference_path is not None
+    return {
+        "suspect": suspect,
+        "purified": purified,
+        "reference": api.load(run.reference_path, device="cpu").classifier,
+        "benign": benign,
+        "test": test,
+        "backdoor": known_backdoor(run.trigger, run.goal, benign, test),
+    }
+
+
+@pytest.mark.parametrize("cls", PROBES, ids=lambda c: c.name)
+class TestEveryProbe:
+    """What holds for all of them, whoever wrote them."""
+
+    def test_options_round_trip(self, cls: type[Probe]) -> None:
+        probe = cls.parse()
+        assert cls.parse({k: str(v) for k, v in probe.model_dump().items()}) == probe
+
+    def test_same_seed_same_figures_and_models_untouched(self, cls: type[Probe], evidence: dict[str, Any]) -> None:
+        states = {
+            k: {n: t.clone() for n, t in v.state_dict().items()}
+            for k, v in evidence.items()
+            if isinstance(v, Classifier)
+        }
+        one, two = (quick(cls).run(evidence | {"rng": generator(4)}) for _ in range(2))
+        assert one == two
+        for name, state in states.items():
+            assert all(torch.equal(t, state[n]) for n, t in evidence[name].state_dict().items())
+            assert all(p.requires_grad for p in evidence[name].parameters())
+
+    def test_p_asr_is_reported_for_the_purified_model_with_an_interval(
+        self, cls: type[Probe], evidence: dict[str, Any]
+    ) -> None:
+        result = quick(cls).run(evidence | {"rng": generator(0)})
+        [row] = [f for f in result.findings if (f.subject, f.metric) == ("purified", "p_asr")]
+        assert row.probe == cls.name
+        assert row.low is not None
+        assert row.high is not None
+        assert row.low <= row.value <= row.high
+        assert row.n == len(evidence["backdoor"].evaluation)
+        assert any(f.subject == "reference" for f in result.findings)
+
+    def test_it_works_without_a_reference_and_says_what_that_costs(
+        self, cls: type[Probe], evidence: dict[str, Any]
+    ) -> None:
+        result = quick(cls).run(evidence | {"rng": generator(0), "reference": None})
+        assert not any(f.subject == "reference" for f in result.findings)
+        assert any("reference" in note for note in result.notes)
+
+    def test_missing_inputs_are_named(self, cls: type[Probe], evidence: dict[str, Any]) -> None:
+        with pytest.raises(MissingInput, match=f"{cls.name} needs backdoor"):
+            cls.parse().run(evidence | {"rng": generator(0), "backdoor": None})
+
+
+class TestRetuning:
+    """Superficial Safety, section 3.2 and B.2."""
+
+    def test_poisoned_rows_replace_benign_ones_and_are_not_augmented(
+        self, digits: Pool, tiny: Classifier, rng: torch.Generator, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        seen: list[tuple[Pool, Recipe]] = []
+        monkeypatch.setattr(base, "tune", lambda model, pool, recipe, *a, **k: seen.append((pool, recipe)) or model)
+        poison = digits.first(5).labelled(7)
+        retuned(tiny, digits.take(range(100, 200)), poison, Recipe(epochs=1, lr=0.1, augment=Augment(pad=2)), rng)
+        [(pool, recipe)] = seen
+        assert len(pool) == 100
+        assert torch.equal(pool.images[-5:], poison.images)
+        assert pool.labels[-5:].tolist() == [7] * 5
+        assert pool.labels[:-5].tolist() == digits.labels[105:200].tolist()
+        # Each benign image keeps one augmented view: the loop itself augments no more.
+        assert not torch.equal(pool.images[:-5], digits.images[105:200])
+        assert recipe.augment == Augment()
+
+    def test_a_superficial_purification_is_found_out_and_a_clean_model_is_not(self, evidence: dict[str, Any]) -> None:
+        """Few poisoned images bring the backdoor of a barely tuned model back, and teach a clean model nothing."""
+        residual = FST(epochs=4, alpha=0.05).run(
+            {"model": evidence["suspect"], "clean": evidence["benign"], "rng": generator(0)}
+        )
+        result = Retune(draws=2, poisoned=2).run(evidence | {"purified": residual, "rng": generator(0)})
+        figure = {(f.subject, f.metric, f.variant): f for f in result.findings}
+        assert figure["purified", "p_asr", ""].value >= 0.6
+        assert figure["reference", "p_asr", ""].value <= 0.2
+        assert figure["purified", "p_asr", ""].seeds == 2
+        assert figure["purified", "p_c_acc", ""].value >= 0.8
+
+    def test_the_curve_starts_before_retuning(self, evidence: dict[str, Any]) -> None:
+        result = Retune(draws=1, epochs=3).run(evidence | {"rng": generator(0)})
+        [curve] = result.exhibits
+        assert curve.x == [0, 1, 2, 3]
+        assert {"purified", "reference", "null: patch", "null: noise", "null: stripes"} == set(curve.curves)
+        assert all(len(ys) == 4 for ys in curve.curves.values())
+
+    def test_null_triggers_come_from_several_families_and_differ_from_the_real_one(self, run: Run) -> None:
+        nulls = null_triggers((1, 16, 16), generator(0))
+        again = null_triggers((1, 16, 16), generator(0))
+        assert len(nulls) >= 3
+        digests = {t.digest() for t in nulls.values()}
+        assert len(digests | {run.trigger.digest()}) == len(nulls) + 1
+        assert digests == {t.digest() for t in again.values()}
+
+    def test_null_backdoors_never_use_images_of_the_target(self, digits: Pool) -> None:
+        trigger = null_triggers((1, 16, 16), generator(0))["patch"]
+        null = null_backdoor(trigger, digits.first(500), digits.take(range(500, 900)), Goal(3, 10))
+        assert not (null.reactivation.labels == 3).any()
+        assert (null.draw(10, generator(0)).labels == 3).all()
+
+
+class TestQRA:
+    """Superficial Safety, section 3.3, Eq. 2."""
+
+    def test_perturbations_stay_in_the_budget_and_in_the_image(self, digits: Pool, tiny: Classifier) -> None:
+        torch.manual_seed(0)
+        made = Generator((1, 16, 16), 64, 3, 16 / 255)
+        x = digits.images[:50].float() / 255
+        out = made(x, tiny.normalise(x))
+        assert (out - x).abs().max() <= 16 / 255 + 1e-6
+        assert out.min() >= 0
+        assert out.max() <= 1
+
+    def test_depth_counts_linear_layers(self) -> None:
+        for depth in (2, 3, 4):
+            made = Generator((1, 4, 4), 8, depth, 0.1)
+            assert sum(isinstance(m, torch.nn.Linear) for m in made.mlp) == depth
+            assert isinstance(made.mlp[-1], torch.nn.Tanh)
+
+    def test_training_lowers_the_divergence_of_eq_1(self, evidence: dict[str, Any]) -> None:
+        """The perturbed purified model comes to answer like the retuned one, without being retuned."""
+        backdoor: Backdoor = evidence["backdoor"]
+        purified, suspect = evidence["purified"], evidence["suspect"]
+        mixed = Pool.concat([evidence["benign"].first(100), backdoor.reactivation.first(100)])
+        target = predict_logits(suspect, mixed.images).log_softmax(1)
+
+        def divergence(epochs: int) -> float:
+            probe = QRA(epochs=epochs, alpha=0.0, lr=0.05)
+            made = probe._train(suspect.clone(), purified.clone(), None, mixed, generator(0))
+            x = mixed.images.float() / 255
+            with torch.inference_mode():
+                logits = purified(made(x, purified.normalise(x)))
+            return F.kl_div(logits.log_softmax(1), target, log_target=True, reduction="batchmean").item()
+
+        assert divergence(30) < 0.8 * divergence(1)
+
+    def test_both_rates_are_measured_on_both_models(self, evidence: dict[str, Any]) -> None:
+        result: Measurement = quick(QRA).run(evidence | {"rng": generator(0)})
+        rows = {(f.subject, f.metric) for f in result.findings}
+        assert rows == {(s, m) for s in ("purified", "reference") for m in ("p_asr", "c_asr")}
+        assert result.exhibits[0].picture
