@@ -137,7 +137,7 @@ class TestFST:
     def test_one_step_is_the_papers_gradient(self, digits: Pool) -> None:
         """w1 = project(w0 - lr (dCE/dw + alpha w_ori)), from the same reinitialised head."""
         model, clean = make_tiny(), digits.first(64)
-        defense = FST(epochs=1, batch_size=64, lr=0.05, alpha=0.3, crop=0)
+        defense = FST(epochs=1, batch_size=64, lr=0.05, alpha=0.3, crop=0, min_steps=1)
         result = defense.run({"model": model, "clean": clean, "rng": generator(9)})
         by_hand = model.clone()
         original = by_hand.head.weight.detach().clone()
@@ -167,7 +167,7 @@ class TestPL:
         """The first gradient of Adam's moments is grad(CE_b - alpha CE_m) over equal batches."""
         model, clean = make_tiny(), digits.first(64)
         malicious = digits.take(range(64, 128)).labelled(0)
-        result = PL(epochs=1, batch_size=64, lr=1e-3, alpha=0.4, crop=0).run(
+        result = PL(epochs=1, batch_size=64, lr=1e-3, alpha=0.4, crop=0, min_steps=1).run(
             {"model": model, "clean": clean, "malicious": malicious, "rng": generator(0)}
         )
         by_hand = model.clone().train()

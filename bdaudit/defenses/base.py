@@ -58,6 +58,9 @@ class Tuning(Defense):
     epochs: int = option(20, "passes over the clean pool", cite="SS B.2", ge=1)
     lr: float = option(0.01, "learning rate, falling to zero on a cosine", cite="FST B.3", gt=0)
     batch_size: int = option(128, "images a step", cite="FST B.3", ge=2)
+    min_steps: int = option(
+        8, "steps an epoch, at least: small pools get smaller batches", cite="ours: docs/deviations.md", ge=1
+    )
     crop: int = option(
         -1, "random crop after padding by so many pixels; -1: an eighth of the image", cite="cards 0.1", ge=-1
     )
@@ -70,6 +73,7 @@ class Tuning(Defense):
             "epochs": self.epochs,
             "lr": self.lr,
             "batch_size": self.batch_size,
+            "min_steps": self.min_steps,
             "augment": Augment(pad=pad, flip=self.flip),
         }
         return Recipe(**(settings | changes))

@@ -116,7 +116,8 @@ def from_run(evidence: Evidence, run: Run, rng: torch.Generator) -> Evidence:
             f"--attack {run.folder}: its images are {run.record.shape} with {len(run.record.classes)} classes, "
             f"the model takes {model.preprocessing.shape} with {model.num_classes}"
         )
-    benign, test = run.pool("reserve"), run.pool("test")
+    # Folders are read class by class; whoever takes the first few rows must get a fair sample.
+    benign, test = run.pool("reserve").shuffled(rng), run.pool("test").shuffled(rng)
     sources = {"trigger": "--attack", "benign": "run reserve/", "test": "run test/", "backdoor": "--attack (trigger)"}
     return replace(
         evidence,

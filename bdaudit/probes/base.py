@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal, final
 
 import torch
@@ -62,6 +62,12 @@ class Probe(Plugin):
         return result
 
 
+def retuning_recipe(pool: Pool, *, epochs: int = 5, lr: float = 0.01, batch_size: int = 128) -> Recipe:
+    """The recipe of the retuning attack (SS B.2): SGD with momentum .9 at a constant rate, 5 epochs of 8 steps."""
+    augment = Augment(pad=min(pool.shape[1:]) // 8)
+    return Recipe(epochs=epochs, lr=lr, batch_size=batch_size, min_steps=8, schedule="constant", augment=augment)
+
+
 def retuned(
     model: Classifier,
     benign: Pool,
@@ -79,5 +85,4 @@ def retuned(
     views = recipe.augment(benign.images, rng)
     kept = benign.with_images(views).take(range(len(poisoned), len(benign)))
     mixed = Pool.concat([kept.to("cpu"), poisoned.to("cpu")])
-    plain = Recipe(**{**recipe.__dict__, "augment": Augment()})
-    return tune(model.clone(), mixed, plain, rng, on_epoch=on_epoch, what=what)
+    return tune(model.clone(), mixed, replace(recipe, augment=Augment()), rng, on_epoch=on_epoch, what=what)

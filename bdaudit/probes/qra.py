@@ -14,13 +14,11 @@ from bdaudit.hookspecs import hookimpl
 from bdaudit.inputs.classifier import Classifier
 from bdaudit.inputs.goal import Goal
 from bdaudit.inputs.pool import UNKNOWN, Pool
-from bdaudit.probes.base import Backdoor, Probe, retuned
+from bdaudit.probes.base import Backdoor, Probe, retuned, retuning_recipe
 from bdaudit.report.pictures import triptych
 from bdaudit.report.schema import Exhibit, Finding, Measurement, Subject
 from bdaudit.report.statistics import rate_finding
 from bdaudit.runtime import Runtime, seeded, spawn
-from bdaudit.training.augment import Augment
-from bdaudit.training.loop import Recipe
 from bdaudit.training.metrics import Rate, predict, predict_logits
 from bdaudit.training.progress import track
 
@@ -75,7 +73,7 @@ class QRA(Probe):
         reference: Classifier | None = None,
     ) -> Measurement:
         goal = backdoor.goal
-        recipe = Recipe(epochs=5, lr=0.01, schedule="constant", augment=Augment(pad=min(benign.shape[1:]) // 8))
+        recipe = retuning_recipe(benign)
         poison = backdoor.draw(min(self.poisoned, len(benign) - 1), rng)
         teacher = retuned(purified, benign.shuffled(rng).first(1000), poison, recipe, rng, what="qra teacher")
         mixed = Pool.concat(

@@ -13,12 +13,10 @@ from bdaudit.hookspecs import hookimpl
 from bdaudit.inputs.classifier import Classifier
 from bdaudit.inputs.goal import Goal
 from bdaudit.inputs.pool import Pool
-from bdaudit.probes.base import Backdoor, Probe, retuned
+from bdaudit.probes.base import Backdoor, Probe, retuned, retuning_recipe
 from bdaudit.report.schema import Exhibit, Finding, Measurement, Subject
 from bdaudit.report.statistics import rate_finding
 from bdaudit.runtime import spawn
-from bdaudit.training.augment import Augment
-from bdaudit.training.loop import Recipe
 from bdaudit.training.metrics import Rate, accuracy, attack_rates
 
 CURVE_IMAGES = 500
@@ -53,7 +51,8 @@ class Retune(Probe):
         rng: torch.Generator,
         reference: Classifier | None = None,
     ) -> Measurement:
-        benign = benign.first(self.benign_size)
+        # A folder is read class by class: without a shuffle the first thousand images would lack classes.
+        benign = benign.shuffled(rng).first(self.benign_size)
         findings: list[Finding] = []
         curves: dict[str, list[float]] = {}
         subjects: list[tuple[Subject, Classifier]] = [("purified", purified)]
@@ -90,11 +89,6 @@ class Retune(Probe):
         )
         return Measurement(findings=findings, exhibits=[curve], notes=self._notes(benign, backdoor, reference))
 
-    def recipe(self, pool: Pool) -> Recipe:
-        """The retuning recipe of SS B.2."""
-        augment = Augment(pad=min(pool.shape[1:]) // 8)
-        return Recipe(epochs=self.epochs, lr=self.lr, batch_size=self.batch_size, schedule="constant", augment=augment)
-
     def _runs(
         self, model: Classifier, benign: Pool, backdoor: Backdoor, draws: int, seed: int, what: str
     ) -> list[tuple[list[Rate], Classifier]]:
@@ -103,8 +97,9 @@ class Retune(Probe):
         The last figure counts all images; those before it, which only draw the curve, at most `CURVE_IMAGES`.
         """
         rng = torch.Generator().manual_seed(seed)
-        sample = backdoor.evaluation.first(CURVE_IMAGES)
+        sample = backdoor.evaluation.shuffled(rng).first(CURVE_IMAGES)
         before = attack_rates(model, sample, backdoor.goal)[0]
+        recipe = retuning_recipe(benign, epochs=self.epochs, lr=self.lr, batch_size=self.batch_size)
         runs = []
         for _ in range(draws):
             asr = [before]
@@ -114,7 +109,7 @@ class Retune(Probe):
                 asr.append(attack_rates(m, images, backdoor.goal)[0])
 
             poison = backdoor.draw(min(self.poisoned, len(benign) - 1), rng)
-            after = retuned(model, benign.shuffled(rng), poison, self.recipe(benign), rng, on_epoch=measure, what=what)
+            after = retuned(model, benign.shuffled(rng), poison, recipe, rng, on_epoch=measure, what=what)
             runs.append((asr, after))
         return runs
 

@@ -26,6 +26,8 @@ class Recipe:
     """How to train: optimiser, schedule, batches.
 
     schedule: `cosine` to zero over all steps, `onecycle` (a warm-up of 20%, then down to zero), or `constant`.
+    min_steps: steps in an epoch, at least: a small pool is cut into smaller batches (of 16 images or more). The papers
+    count epochs over a thousand images or more; over two hundred, the same epochs would be a fifth of the steps.
     """
 
     epochs: int
@@ -35,6 +37,7 @@ class Recipe:
     momentum: float = 0.9
     weight_decay: float = 0.0
     schedule: str = "cosine"
+    min_steps: int = 1
     augment: Augment = field(default_factory=Augment)
 
     def make_optimizer(self, model: torch.nn.Module) -> torch.optim.Optimizer:
@@ -44,6 +47,12 @@ class Recipe:
         if self.optimizer == "adam":
             return torch.optim.Adam(parameters, self.lr, weight_decay=self.weight_decay, foreach=True)
         raise UsageError(f"optimizer is sgd or adam, got {self.optimizer!r}")
+
+    def batch_for(self, n: int) -> int:
+        """Images a step, for a pool of n."""
+        if math.ceil(n / self.batch_size) >= self.min_steps:
+            return self.batch_size
+        return min(self.batch_size, max(16, math.ceil(n / self.min_steps)))
 
     def factor(self, step: int, steps: int) -> float:
         """Learning rate at a step, as a share of `lr`."""
@@ -85,12 +94,13 @@ def tune(
     runtime.place(model)
     pool = pool.to(model.device)
     optimizer = recipe.make_optimizer(model)
-    steps = recipe.epochs * math.ceil(len(pool) / recipe.batch_size)
+    batch_size = recipe.batch_for(len(pool))
+    steps = recipe.epochs * math.ceil(len(pool) / batch_size)
     step = 0
     with seeded(rng), track(what, steps) as advance:
         for epoch in range(recipe.epochs):
             model.train()
-            for x, y in batches(pool, recipe.batch_size, rng, recipe.augment):
+            for x, y in batches(pool, batch_size, rng, recipe.augment):
                 for group in optimizer.param_groups:
                     group["lr"] = recipe.lr * recipe.factor(step, steps)
 
