@@ -125,10 +125,10 @@ class TestRetuning:
         residual = FST(epochs=5, alpha=0.05).run(inputs)
         asr, _ = attack_rates(residual, evidence["backdoor"].evaluation, evidence["backdoor"].goal)
         assert asr.value <= 0.1
-        result = Retune(draws=2).run(evidence | {"purified": residual, "rng": generator(0)})
+        result = Retune(draws=2, poisoned=10).run(evidence | {"purified": residual, "rng": generator(0)})
         figure = {(f.subject, f.metric, f.variant): f for f in result.findings}
         assert figure["purified", "p_asr", ""].value >= 0.4
-        assert figure["reference", "p_asr", ""].value <= figure["purified", "p_asr", ""].value - 0.3
+        assert figure["reference", "p_asr", ""].value <= 0.2
         assert figure["purified", "p_asr", ""].seeds == 2
         assert figure["purified", "p_c_acc", ""].value >= 0.8
 

@@ -58,8 +58,6 @@ def command(
     """
     from bdaudit import api
     from bdaudit.errors import UsageError
-    from bdaudit.flow.output import is_audit, write_audit
-    from bdaudit.inputs.files import atomic_folder
     from bdaudit.report.render import render
     from bdaudit.training.progress import progress_shown
 
@@ -67,8 +65,8 @@ def command(
         raise UsageError("give either --defense NAME (purify here) or --purified FILE (purified elsewhere)")
     warn_broken()
     out = out or model.parent / f"audit-{defense or 'purified'}"
-    with progress_shown(not quiet), atomic_folder(out, replace_if=is_audit) as folder:
-        report, result = api.audit_with_model(
+    with progress_shown(not quiet):
+        report = api.audit(
             model,
             defense=defense,
             purified=purified,
@@ -86,8 +84,8 @@ def command(
             evaluate=evaluate,
             seed=seed,
             device=device,
+            out=out,
         )
-        write_audit(folder, report, result if defense else None, model)
     click.echo(report.to_json() if as_json else render(report, "text"), nl=False)
     click.echo(f"report: {out / 'report.html'}", err=True)
     return int(report.exit_code)

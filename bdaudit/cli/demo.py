@@ -29,7 +29,7 @@ def command(out: Path, as_json: bool, seed: int, device: str, quiet: bool, confi
         report = api.demo(out, seed=seed, device=device)
     click.echo(report.to_json() if as_json else render(report, "text"), nl=False)
     click.echo(
-        f"\nreport to open: {out / 'report.html'}\nthe trigger:    {out / 'preview.png'}\n"
+        f"\nreport to open: {out / 'audit-pl' / 'report.html'}\nthe trigger:    {out / 'preview.png'}\n"
         f"try it:         cd {out} && bdaudit purify model.pt --defense pl --malicious flagged/",
         err=True,
     )

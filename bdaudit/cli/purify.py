@@ -44,6 +44,7 @@ def command(
     from bdaudit import api, plugins
     from bdaudit.errors import OutputError
     from bdaudit.flow.audit import purify
+    from bdaudit.flow.gather import purification_evidence
     from bdaudit.inputs.files import check_writable
     from bdaudit.training.progress import progress_shown, say
 
@@ -57,7 +58,7 @@ def command(
         suspect = api.load(
             model, arch=arch, normalisation=normalisation, clean=clean or model.parent / "clean", device=device
         )
-        evidence = api.purification_evidence(
+        evidence = purification_evidence(
             suspect, chosen, clean=clean, malicious=malicious, target=target, train=train, run=attack_run
         )
         for name in chosen.oracle():

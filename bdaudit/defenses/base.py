@@ -62,13 +62,16 @@ class Tuning(Defense):
         8, "steps an epoch, at least: small pools get smaller batches", cite="ours: docs/deviations.md", ge=1
     )
     crop: int = option(
-        -1, "random crop after padding by so many pixels; -1: an eighth of the image", cite="cards 0.1", ge=-1
+        -1,
+        "random crop after padding by so many pixels; -1: an eighth of colour images, none of grey",
+        cite="cards 0.1",
+        ge=-1,
     )
     flip: bool = option(False, "random mirroring (right for CIFAR-10, wrong for digits and signs)", cite="cards 0.1")
 
     def recipe(self, pool: Pool, **changes: Any) -> Recipe:
         """Turn the options into a recipe for images like the pool's."""
-        pad = min(pool.shape[1:]) // 8 if self.crop < 0 else self.crop
+        pad = Augment.usual(pool.shape).pad if self.crop < 0 else self.crop
         settings: dict[str, Any] = {
             "epochs": self.epochs,
             "lr": self.lr,

@@ -49,13 +49,11 @@ def audit(
     options: dict[str, Any] | None = None,
     exhibits: Sequence[Exhibit] = (),
 ) -> tuple[Report, Classifier | None]:
-    """Audit a suspect model after a defense, or a model that somebody else purified.
+    """Audit a suspect model after `defense`, or one that somebody else `purified`; exactly one of them is given.
 
     reference_defense: makes the exactly purified reference where the trigger is known and no reference was
     given. evaluate: images per rate, at most. Returns the report and the purified model.
     """
-    if (defense is None) == (purified is None):
-        raise UsageError("an audit wants either a defense to run or a purified model, not both and not neither")
     policy = policy or Policy()
     started, clock = datetime.now(UTC).isoformat(timespec="seconds"), time.perf_counter
     rng = generator(seed)

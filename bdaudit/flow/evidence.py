@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,9 +13,8 @@ from bdaudit.contract import RESOURCES
 from bdaudit.errors import ImageError, UsageError
 from bdaudit.flow.run import Run
 from bdaudit.inputs.classifier import Classifier
-from bdaudit.inputs.folders import read_folder
 from bdaudit.inputs.goal import Goal
-from bdaudit.inputs.pool import UNKNOWN, Pool, check_labels, without
+from bdaudit.inputs.pool import UNKNOWN, Pool, without
 from bdaudit.probes.base import Backdoor
 from bdaudit.report.schema import Granted
 from bdaudit.training.metrics import predict
@@ -78,22 +76,6 @@ class Evidence:
             for n in names
             if available.get(n) is not None
         ]
-
-
-def read_pool(folder: Path, model: Classifier, what: str) -> Pool:
-    """Read a folder of images for a model and check its labels, where it has any."""
-    pool = read_folder(folder, classes=model.classes, shape=model.preprocessing.shape)
-    if (pool.labels != UNKNOWN).any():
-        check_labels(pool, model.num_classes, what)
-    return pool
-
-
-def labelled_pool(folder: Path, model: Classifier, what: str) -> Pool:
-    """Read a folder whose images must have labels."""
-    pool = read_pool(folder, model, what)
-    if (pool.labels == UNKNOWN).any():
-        raise ImageError(f"{folder}: {what} images need labels: put them into one sub-folder a class")
-    return pool
 
 
 def find_target(model: Classifier, flagged: Pool) -> tuple[int, str]:

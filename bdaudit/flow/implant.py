@@ -153,13 +153,12 @@ def flagged_rows(implanted: Implanted, size: int, rng: torch.Generator) -> Pool:
 
 def default_recipe(dataset: Dataset, epochs: int | None = None, lr: float | None = None) -> Recipe:
     """The victim's recipe: SGD .1 with one cycle and weight decay, which in few epochs does what FST's 100 do."""
-    pad = min(dataset.preprocessing.height, dataset.preprocessing.width) // 8
     return Recipe(
         epochs=epochs or dataset.epochs,
         lr=lr or 0.1,
         weight_decay=5e-4,
         schedule="onecycle",
-        augment=Augment(pad=pad, flip=dataset.flip),
+        augment=Augment.usual(dataset.train.shape, flip=dataset.flip),
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from bdaudit.inputs.checkpoint import read_checkpoint, save_checkpoint
+from bdaudit.inputs.checkpoint import Checkpoint, save_checkpoint
 from bdaudit.inputs.classifier import Classifier
 from bdaudit.report.render import render
 from bdaudit.report.schema import Report
@@ -12,13 +12,13 @@ from bdaudit.report.schema import Report
 REPORT = "report.json"
 
 
-def write_audit(folder: Path, report: Report, purified: Classifier | None, model: Path) -> None:
+def write_audit(folder: Path, report: Report, purified: Classifier | None, suspect: Checkpoint | None) -> None:
     """Write report.json, report.html, and the purified model in the suspect's own format."""
     (folder / REPORT).write_text(report.to_json(), encoding="utf-8")
     (folder / "report.html").write_text(render(report, "html"), encoding="utf-8")
     if purified is not None:
-        out = folder / f"{model.stem}.purified{model.suffix}"
-        save_checkpoint(purified, out, like=read_checkpoint(model), provenance={"purified_by": report.title})
+        name = f"{suspect.path.stem}.purified{suspect.path.suffix}" if suspect else "purified.pt"
+        save_checkpoint(purified, folder / name, like=suspect, provenance={"purified_by": report.title})
 
 
 def is_audit(folder: Path) -> bool:

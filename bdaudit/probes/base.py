@@ -64,8 +64,14 @@ class Probe(Plugin):
 
 def retuning_recipe(pool: Pool, *, epochs: int = 5, lr: float = 0.01, batch_size: int = 128) -> Recipe:
     """The recipe of the retuning attack (SS B.2): SGD with momentum .9 at a constant rate, 5 epochs of 8 steps."""
-    augment = Augment(pad=min(pool.shape[1:]) // 8)
-    return Recipe(epochs=epochs, lr=lr, batch_size=batch_size, min_steps=8, schedule="constant", augment=augment)
+    return Recipe(
+        epochs=epochs,
+        lr=lr,
+        batch_size=batch_size,
+        min_steps=8,
+        schedule="constant",
+        augment=Augment.usual(pool.shape),
+    )
 
 
 def retuned(

@@ -74,8 +74,9 @@ class QRA(Probe):
     ) -> Measurement:
         goal = backdoor.goal
         recipe = retuning_recipe(benign)
-        poison = backdoor.draw(min(self.poisoned, len(benign) - 1), rng)
-        teacher = retuned(purified, benign.shuffled(rng).first(1000), poison, recipe, rng, what="qra teacher")
+        sample = benign.shuffled(rng).first(1000)
+        poison = backdoor.draw(max(1, round(self.poisoned * len(sample) / 1000)), rng)
+        teacher = retuned(purified, sample, poison, recipe, rng, what="qra teacher")
         mixed = Pool.concat(
             [benign.shuffled(rng).first(self.images), backdoor.reactivation.shuffled(rng).first(self.images)]
         )

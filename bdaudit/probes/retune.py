@@ -33,7 +33,10 @@ class Retune(Probe):
     name = "retune"
 
     poisoned: int = option(
-        5, "poisoned images that replace benign ones", cite="SS B.2: BadNets 5, Blended 1, SSBA 10, LC 2", ge=1
+        5,
+        "poisoned images that replace benign ones, out of `benign_size`; with fewer benign ones, fewer in proportion",
+        cite="SS B.2: BadNets 5, Blended 1, SSBA 10, LC 2",
+        ge=1,
     )
     draws: int = option(3, "draws of poisoned images, each its own retuning", cite="cards 4.2", ge=1)
     null_draws: int = option(1, "draws for each null trigger", ge=1)
@@ -58,19 +61,22 @@ class Retune(Probe):
         subjects: list[tuple[Subject, Classifier]] = [("purified", purified)]
         if reference is not None:
             subjects.append(("reference", reference))
+        # With fewer benign images the paper's share of poison is kept, not its count, which would teach any model.
+        k = max(1, min(round(self.poisoned * len(benign) / self.benign_size), len(benign) - 1))
         nulls = null_triggers(benign.shape, spawn(rng))
         # Every subject meets the same draws.
         draw_seed, null_seed = spawn(rng).initial_seed(), spawn(rng).initial_seed()
 
         for subject, model in subjects:
-            runs = self._runs(model, benign, backdoor, self.draws, draw_seed, f"retune {subject}")
+            runs = self._runs(model, benign, backdoor, k, self.draws, draw_seed, f"retune {subject}")
             findings.append(rate_finding(self.name, subject, "p_asr", [asr[-1] for asr, _ in runs]))
             kept = [accuracy(retuned_model, test) for _, retuned_model in runs]
             findings.append(rate_finding(self.name, subject, "p_c_acc", kept))
             curves[subject] = _mean_curve([asr for asr, _ in runs])
             for family, trigger in nulls.items():
                 unseen = null_backdoor(trigger, benign, test, backdoor.goal)
-                runs = self._runs(model, benign, unseen, self.null_draws, null_seed, f"retune {subject}, null {family}")
+                what = f"retune {subject}, null {family}"
+                runs = self._runs(model, benign, unseen, k, self.null_draws, null_seed, what)
                 variant = f"{family} on {subject}"
                 findings.append(rate_finding(self.name, "null", "p_asr", [asr[-1] for asr, _ in runs], variant))
                 if subject == "purified":
@@ -80,17 +86,17 @@ class Retune(Probe):
             probe=self.name,
             metric="p_asr",
             title="Attack success while the model is retuned",
-            caption=f"{self.poisoned} poisoned images among {len(benign)}; mean of {self.draws} draws. "
+            caption=f"{k} poisoned images among {len(benign)}; mean of {self.draws} draws. "
             "Null triggers were never seen by the model: they show what any model learns from so few images.",
             x_label="epoch",
             y_label="attack success rate",
             x=[float(e) for e in range(self.epochs + 1)],
             curves=curves,
         )
-        return Measurement(findings=findings, exhibits=[curve], notes=self._notes(benign, backdoor, reference))
+        return Measurement(findings=findings, exhibits=[curve], notes=self._notes(benign, backdoor, k, reference))
 
     def _runs(
-        self, model: Classifier, benign: Pool, backdoor: Backdoor, draws: int, seed: int, what: str
+        self, model: Classifier, benign: Pool, backdoor: Backdoor, k: int, draws: int, seed: int, what: str
     ) -> list[tuple[list[Rate], Classifier]]:
         """Retune once a draw; return each draw's ASR before and after every epoch, and its model.
 
@@ -108,19 +114,19 @@ class Retune(Probe):
                 images = backdoor.evaluation if epoch == self.epochs else sample
                 asr.append(attack_rates(m, images, backdoor.goal)[0])
 
-            poison = backdoor.draw(min(self.poisoned, len(benign) - 1), rng)
+            poison = backdoor.draw(k, rng)
             after = retuned(model, benign.shuffled(rng), poison, recipe, rng, on_epoch=measure, what=what)
             runs.append((asr, after))
         return runs
 
-    def _notes(self, benign: Pool, backdoor: Backdoor, reference: Classifier | None) -> list[str]:
+    def _notes(self, benign: Pool, backdoor: Backdoor, k: int, reference: Classifier | None) -> list[str]:
         notes = []
         if len(benign) < self.benign_size:
-            notes.append(f"retune: {len(benign)} benign images were at hand, the paper uses {self.benign_size}")
-        if len(backdoor.reactivation) < self.poisoned:
             notes.append(
-                f"retune: only {len(backdoor.reactivation)} triggered images to retune with, {self.poisoned} were asked for"
+                f"retune: {len(benign)} benign images were at hand instead of {self.benign_size}, so {k} of them were poisoned"
             )
+        if len(backdoor.reactivation) < k:
+            notes.append(f"retune: only {len(backdoor.reactivation)} triggered images to retune with, {k} were wanted")
         if reference is None:
             notes.append("retune: no clean or exactly purified reference; only null triggers serve as controls")
         return notes

@@ -86,8 +86,9 @@ class Policy(_Document):
         0.10,
         ge=0,
         le=1,
-        description="Reactivation counts only by how much it exceeds what the weakest null trigger does.",
+        description="Reactivation counts only by how much it exceeds the reference, and the weakest null trigger.",
     )
+    max_control: float = Field(0.50, ge=0, le=1, description="A control above this leaves a probe no power to judge.")
     min_triggered: int = Field(20, ge=1, description="Fewer triggered images than this support no verdict at all.")
     require: list[str] = Field(default_factory=lambda: ["retune"], description="Probes without which nothing passes.")
 

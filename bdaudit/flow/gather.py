@@ -1,0 +1,147 @@
+"""Gather the evidence that a defense or an audit asks for, from folders, tensors and run folders alike."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from bdaudit.attacks.triggers import Trigger
+from bdaudit.contract import missing_message
+from bdaudit.defenses.base import Defense
+from bdaudit.errors import MissingInput, UsageError, one_line
+from bdaudit.flow.evidence import Evidence, find_target, from_folders, from_run, target_label
+from bdaudit.flow.pools import Images, pool_for
+from bdaudit.flow.run import Run, open_run
+from bdaudit.flow.suspect import PathLike, Suspect, open_second
+from bdaudit.inputs.classifier import Classifier
+from bdaudit.inputs.goal import Goal
+from bdaudit.inputs.pool import Pool
+from bdaudit.training.progress import say
+
+
+def purification_evidence(
+    suspect: Suspect,
+    defense: Defense,
+    *,
+    clean: Images | None = None,
+    malicious: Images | None = None,
+    target: int | None = None,
+    trigger: Trigger | None = None,
+    train: Images | None = None,
+    run: PathLike | None = None,
+) -> Evidence:
+    """Gather what a defense names, and only that; say what is missing before any work."""
+    wants = defense.wants()
+    evidence = Evidence(suspect.classifier)
+    opened = open_run(run) if run is not None else None
+    if opened is not None and "trigger" in wants:
+        trigger = opened.trigger
+        evidence = replace(evidence, sources={"trigger": "--attack"})
+    if opened is not None and target is None:
+        evidence = replace(evidence, goal=opened.goal)
+    clean = default_clean(suspect, clean, opened) if "clean" in wants else None
+    given = {"malicious": malicious, "train": train, "trigger": trigger}
+    for name in defense.needs():
+        if name in given and given[name] is None:
+            raise MissingInput(missing_message(defense.name, name))
+    if target is not None:
+        evidence = replace(evidence, goal=Goal(target, suspect.classifier.num_classes))
+    return with_pools(
+        replace(evidence, trigger=trigger if "trigger" in wants else None),
+        suspect,
+        clean,
+        malicious if {"malicious", "target"} & set(wants) else None,
+        target,
+        train if "train" in wants else None,
+    )
+
+
+def audit_evidence(
+    suspect: Suspect,
+    defense: Defense | None,
+    *,
+    clean: Images | None = None,
+    malicious: Images | None = None,
+    target: int | None = None,
+    train: Images | None = None,
+    run: Run | None = None,
+    reference: PathLike | Classifier | None = None,
+    tuned_elsewhere: bool,
+    min_triggered: int,
+    rng: torch.Generator,
+) -> Evidence:
+    """Gather what an audit has to go on: a run folder whose trigger is known, or flagged images alone."""
+    model = suspect.classifier
+    clean = default_clean(suspect, clean, run)
+    evidence = Evidence(model)
+    if run is not None:
+        evidence = with_pools(from_run(evidence, run, rng), suspect, clean, malicious, target, train)
+        reference = reference or run.reference_path
+    elif malicious is None:
+        raise MissingInput(
+            "an audit needs triggered images: give --malicious DIR (flagged images) or --attack RUN (a known trigger)"
+        )
+    else:
+        flagged = pool_for(malicious, model, "malicious")
+        evidence = from_folders(
+            with_pools(evidence, suspect, None, None, None, train),
+            pool_for(clean, model, "clean", labelled=True),
+            flagged,
+            goal_of(model, flagged, target),
+            tuned_elsewhere=tuned_elsewhere,
+            wants_malicious=defense is not None and "malicious" in defense.wants(),
+            min_triggered=min_triggered,
+            rng=rng,
+        )
+    if reference is not None:
+        source = "given" if isinstance(reference, Classifier) else one_line(Path(reference).name)
+        made = open_second(reference, suspect)
+        evidence = replace(evidence, reference=made, sources=evidence.sources | {"reference": source})
+    if defense is not None and not evidence.shortfall:
+        defense.grant(evidence.for_defense(rng) | {"fresh": model})  # says what is missing before any work
+    return evidence
+
+
+def default_clean(suspect: Suspect, clean: Images | None, run: Run | None) -> Images:
+    """Find the clean images: those given, else clean/ beside the model, else the run's."""
+    if clean is not None:
+        return clean
+    if suspect.path is not None and (suspect.path.parent / "clean").is_dir():
+        return suspect.path.parent / "clean"
+    if run is not None:
+        return run.folder / "clean"
+    raise MissingInput("clean images are needed: give --clean DIR, or put a folder clean/ beside the model")
+
+
+def with_pools(
+    evidence: Evidence,
+    suspect: Suspect,
+    clean: Images | None,
+    malicious: Images | None,
+    target: int | None,
+    train: Images | None,
+) -> Evidence:
+    """Add pools for the defense; flagged images get the target's label."""
+    model = suspect.classifier
+    if clean is not None:
+        evidence = replace(evidence, clean=pool_for(clean, model, "clean", labelled=True))
+    if train is not None:
+        evidence = replace(evidence, train=pool_for(train, model, "train", labelled=True))
+    if malicious is not None:
+        flagged = pool_for(malicious, model, "malicious")
+        goal = evidence.goal
+        if goal is not None and target is not None and goal.target != target:
+            raise UsageError(f"--target {target}: the run's target is {goal.target}")
+        goal = goal or goal_of(model, flagged, target)
+        evidence = replace(evidence, goal=goal, malicious=flagged.labelled(target_label(goal)))
+    return evidence
+
+
+def goal_of(model: Classifier, flagged: Pool, target: int | None) -> Goal:
+    """The backdoor's goal: the target given, else the class that the model gives most flagged images."""
+    if target is None:
+        target, said = find_target(model, flagged)
+        say(said)
+    return Goal(target, model.num_classes)
