@@ -60,6 +60,8 @@ def purify(
     normalised as `normalisation` names). clean, malicious, train: folders, pools, or tensors.
     target: else the class that the model gives most malicious images. trigger: for oracle defenses only.
     """
+    if not isinstance(model, nn.Module):
+        raise UsageError("purify wants a model in memory: bdaudit.load(path).classifier opens a file")
     if isinstance(clean, str | Path) and not isinstance(model, Classifier):
         raise UsageError("clean images for a plain module must be tensors or a pool (their shape is needed)")
     first = None if isinstance(clean, str | Path) else as_pool(clean)
@@ -181,7 +183,9 @@ def attack(
 
 def demo(out: PathLike, *, seed: int = 0, device: str = "auto") -> Report:
     """Backdoor a small model on real digits, purify it with PL, audit it; write all of it to one folder."""
-    with atomic_folder(out, replace_if=is_run) as folder:
+    # What the README's next command writes is made again in seconds; anything else in there is not ours to delete.
+    ours = frozenset({"audit-pl", "model.purified.pt"})
+    with atomic_folder(out, replace_if=lambda folder: is_run(folder, ours)) as folder:
         run = attack(
             "badnets",
             data="digits",
@@ -239,7 +243,7 @@ def load_policy(policy: Policy | PathLike | None) -> Policy:
         return policy or Policy()
     try:
         return Policy.model_validate(tomllib.loads(Path(policy).read_text()))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as e:
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as e:
         raise InputError(f"--policy {one_line(policy)}: cannot be read ({one_line(e, 100)})") from None
     except ValidationError as e:
         first = e.errors()[0]

@@ -74,7 +74,8 @@ def load(points: Iterable[EntryPoint]) -> Registry:
     manager = pluggy.PluginManager(GROUP)
     manager.add_hookspecs(hookspecs)
     result = Registry()
-    for point in points:
+    # Built-ins first, so that no other distribution can take one of their names.
+    for point in sorted(points, key=lambda p: (p.dist is None or p.dist.name != "bdaudit", p.name)):
         distribution = point.dist.name if point.dist else "unknown"
         version = point.dist.version if point.dist else "unknown"
         try:

@@ -29,7 +29,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--attack", nargs="+", default=["badnets", "blended"])
     parser.add_argument("--defense", nargs="+", default=["ft", "fst", "pl", "ep"])
-    parser.add_argument("--probe", nargs="+", default=["retune", "qra"])
+    parser.add_argument("--probe", nargs="*", default=["retune", "qra"])
     parser.add_argument("--images", type=int, default=10_000)
     parser.add_argument("--arch", default="resnet18:width=16")
     parser.add_argument("--epochs", type=int)
@@ -60,7 +60,7 @@ def main() -> None:
                 trained = time.perf_counter() - start
                 record = open_run(folder).record
                 base = {"attack": attack, "seed": seed, "attack_seconds": round(trained, 1)}
-                base |= {"clean_twin_c_acc": record.metrics["reference"]["c_acc"]}
+                base |= {"clean_twin_c_acc": record.metrics.get("reference", {}).get("c_acc")}
                 for defense in args.defense:
                     start = time.perf_counter()
                     report = api.audit(

@@ -352,12 +352,31 @@ class TestConfig:
     """A bdaudit.toml may give any option a default; one that lies beside a model may not name paths."""
 
     def test_beside_the_model(self, case: Path, capsys: pytest.CaptureFixture[str]) -> None:
-        (case / "bdaudit.toml").write_text('seed = 5\n[purify]\ndefense = "ft"\noptions = {epochs = 1}\n')
+        (case / "bdaudit.toml").write_text('seed = 5\n[purify]\ndefense = "ft"\noption = {epochs = 1}\n')
         assert call("purify", case / "model.pt", "--json") == 0
         printed = capsys.readouterr()
         row = json.loads(printed.out)
         assert (row["seed"], row["defense"], row["options"]["epochs"]) == (5, "ft", 1)
-        assert "defaults from" in printed.err
+        assert "seed = 5" in printed.err
+
+    def test_only_the_suspects_own_folder_counts(
+        self, case: Path, run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        (tmp_path / "other").mkdir()
+        (tmp_path / "other" / "bdaudit.toml").write_text("nonsense = [")
+        shutil.copy(case / "model.pt", tmp_path / "other" / "p.pt")
+        assert (
+            call("audit", "--purified", tmp_path / "other" / "p.pt", case / "model.pt", "--malicious", "nowhere") == 2
+        )
+        assert "no such folder" in capsys.readouterr().err
+
+    @pytest.mark.parametrize("line", ["option = ['retune.lr=1e-12']", "probe = ['qra']", "target = 3", "evaluate = 1"])
+    def test_a_suspect_cannot_disarm_its_own_audit(
+        self, case: Path, line: str, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        (case / "bdaudit.toml").write_text(f"[audit]\n{line}\n")
+        assert call("audit", case / "model.pt", "--defense", "ft", "--malicious", case / "flagged") == 2
+        assert "came with the suspect" in capsys.readouterr().err
 
     def test_the_command_line_wins(self, case: Path, capsys: pytest.CaptureFixture[str]) -> None:
         (case / "bdaudit.toml").write_text('[purify]\ndefense = "fst"\nseed = 9\n')
@@ -368,7 +387,7 @@ class TestConfig:
     @pytest.mark.parametrize(
         ("text", "message"),
         [
-            ('[purify]\nout = "/etc/passwd"\n', "names a path"),
+            ('[purify]\nout = "/etc/passwd"\n', "came with the suspect"),
             ("[purify]\ndefence = 1\n", "did you mean defense"),
             ("[purify\n", "cannot be read as TOML"),
             ("purify = 3\n", "must be a table"),
@@ -414,6 +433,11 @@ class TestPlugins:
     def test_an_unknown_plugin(self, capsys: pytest.CaptureFixture[str]) -> None:
         assert call("plugins", "show", "fts") == 2
         assert "did you mean" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", [["doctor"], ["plugins", "list"], ["plugins", "show", "fst"]])
+def test_every_command_takes_seed_device_and_quiet(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert call(*command, "--seed", "1", "--device", "cpu", "--quiet") == 0
 
 
 def test_doctor_says_what_runs(capsys: pytest.CaptureFixture[str]) -> None:

@@ -11,8 +11,8 @@ import torch
 
 from bdaudit import api
 from bdaudit.attacks.triggers import load_trigger
-from bdaudit.errors import InputError, UsageError
-from bdaudit.flow.evidence import Evidence, drop_overlap, find_target, from_folders, known_backdoor
+from bdaudit.errors import InputError, OutputError, UsageError
+from bdaudit.flow.evidence import Evidence, find_target, from_folders, settle
 from bdaudit.flow.implant import Sizes, cut
 from bdaudit.flow.run import Run, open_run
 from bdaudit.inputs.classifier import Classifier
@@ -22,6 +22,7 @@ from bdaudit.inputs.goal import Goal
 from bdaudit.inputs.pool import UNKNOWN, Pool, overlap
 from bdaudit.report.schema import Policy, Report
 from bdaudit.runtime import generator
+from bdaudit.training.metrics import accuracy
 
 FAST = {"retune.epochs": 1, "retune.draws": 1, "qra.epochs": 2}
 
@@ -134,21 +135,85 @@ def test_true_labels_of_flagged_images_are_used_where_given(run: Run, suspect: C
     assert not as_given.backdoor.labels_known
 
 
-def test_rows_that_were_tuned_on_are_not_evaluated_on(run: Run, suspect: Classifier) -> None:
+def test_rows_that_were_tuned_on_are_not_evaluated_on_not_even_triggered(run: Run, suspect: Classifier) -> None:
     test, benign = run.pool("test"), run.pool("reserve")
     leaked = Evidence(
-        suspect,
+        suspect, goal=run.goal, trigger=run.trigger, benign=benign, test=test,
         clean=Pool.concat([run.pool("clean"), test.first(7), benign.first(3)]),
-        benign=benign,
-        test=test,
-        backdoor=known_backdoor(run.trigger, run.goal, benign, test),
-    )
-    cleaned = drop_overlap(leaked)
-    assert cleaned.test is not None
-    assert len(cleaned.test) == len(test) - 7
-    assert any("7 test images were also in" in n for n in cleaned.notes)
-    assert any("3 images for retuning were also in" in n for n in cleaned.notes)
-    assert not drop_overlap(replace(leaked, clean=run.pool("clean"))).notes
+    )  # fmt: skip
+    settled = settle(leaked, 10_000, 20, generator(0))
+    assert settled.test is not None
+    assert settled.backdoor is not None
+    assert len(settled.test) == len(test) - 7
+    assert any("7 test images were also in" in n for n in settled.notes)
+    assert any("3 images for retuning were also in" in n for n in settled.notes)
+    for pool, rows in ((settled.backdoor.evaluation, test.first(7)), (settled.backdoor.reactivation, benign.first(3))):
+        assert overlap(run.trigger.on(rows), pool) == 0
+    assert not settle(replace(leaked, clean=run.pool("clean")), 10_000, 20, generator(0)).notes
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda r: {"clean": r.pool("test")}, "0 held-out clean images"),
+        (
+            lambda r: {"test": r.pool("test").take(r.pool("test").labels == 0)},
+            "0 held-out clean images of other classes",
+        ),
+        (lambda r: {"benign": r.pool("reserve").first(0)}, "0 clean images to retune with"),
+    ],
+)
+def test_nothing_to_measure_on_is_inconclusive(run: Run, suspect: Classifier, change: object, message: str) -> None:
+    made = Evidence(suspect, goal=run.goal, trigger=run.trigger, benign=run.pool("reserve"), test=run.pool("test"))
+    assert message in settle(replace(made, **change(run)), 2000, 20, generator(0)).shortfall  # type: ignore[operator]
+
+
+def test_folder_classes_that_are_numbers_keep_their_meaning(tmp_path: Path, digits: Pool) -> None:
+    """Classes named 1, 2, 3 have labels 0, 1, 2; a run's folders must be read back as they were meant."""
+    for name, label in (("1", 5), ("2", 6), ("3", 7)):
+        rows = digits.take((digits.labels == label).nonzero().flatten()[:60])
+        write_folder(rows, tmp_path / "data" / name, flat=True)
+    made = api.attack(
+        "badnets", data=str(tmp_path / "data"), out=tmp_path / "run", arch="small_cnn", epochs=8,
+        options={"rate": 0.1}, sizes=Sizes(train=90, clean=20, reserve=20), device="cpu",
+    )  # fmt: skip
+    assert made.pool("test").labels.bincount(minlength=3).sum() == 36
+    assert len(made.pool("train").labels.unique()) == 3
+    model = api.load(made.model_path, device="cpu").classifier
+    assert accuracy(model, made.pool("test")).value == pytest.approx(made.record.metrics["model"]["c_acc"])
+
+
+@pytest.mark.parametrize(
+    ("target", "message"), [(99, "out of range"), (3, "the run's backdoor is all-to-one, target 0")]
+)
+def test_a_target_beside_a_run_must_be_its_own(run: Run, target: int, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        api.audit(run.model_path, defense="ft", run=run.folder, target=target, device="cpu")
+
+
+@pytest.mark.parametrize("name", ["attack.json", "report.json"])
+def test_a_folder_with_a_marker_but_other_things_is_not_replaced(run: Run, tmp_path: Path, name: str) -> None:
+    folder = tmp_path / "work"
+    folder.mkdir()
+    (folder / name).write_bytes((run.folder / "attack.json").read_bytes() if name == "attack.json" else b"")
+    (folder / "thesis.tex").write_text("years of work")
+    with pytest.raises(OutputError, match="holds something else"):
+        if name == "attack.json":
+            api.attack("badnets", data="digits", out=folder, device="cpu")
+        else:
+            api.audit(run.model_path, defense="ft", run=run.folder, out=folder, device="cpu")
+    assert (folder / "thesis.tex").read_text() == "years of work"
+
+
+def test_the_normalisation_given_is_used_or_refused(run: Run, tmp_path: Path) -> None:
+    state = torch.load(run.model_path, weights_only=True)["state_dict"]
+    torch.save(state, tmp_path / "plain.pt")
+    loaded = api.load(tmp_path / "plain.pt", normalisation="digits", device="cpu").classifier
+    assert loaded.preprocessing.mean == (0.3053,)
+    with pytest.raises(UsageError, match="--normalise nonsense"):
+        api.load(tmp_path / "plain.pt", normalisation="nonsense", device="cpu")
+    chosen = api.load(tmp_path / "plain.pt", clean=run.folder / "clean", device="cpu").classifier
+    assert chosen.preprocessing.shape == (1, 16, 16)
 
 
 def strip(report: Report) -> dict[str, object]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Callable
-from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -15,26 +14,15 @@ from bdaudit.errors import InputError, UsageError, did_you_mean, one_line
 F = TypeVar("F", bound=Callable[..., Any])
 
 CONFIG = "bdaudit.toml"
-# A file beside a suspect model came with the model: it may suggest numbers and names, but never decide where
-# is read from or written to.
+# A file beside a suspect model came with the model: it may suggest numbers and names, but never decide where is
+# read from or written to, nor how an audit is made.
 PATH_OPTIONS = frozenset(
-    {
-        "out",
-        "config",
-        "attack",
-        "attack_run",
-        "clean",
-        "malicious",
-        "train",
-        "purified",
-        "reference",
-        "policy",
-        "data_root",
-    }
+    {"out", "config", "attack", "clean", "malicious", "train", "purified", "reference", "policy", "data_root"}
 )
+HARMLESS = frozenset({"seed", "device", "quiet", "json", "arch", "normalise"})
 
 
-class PluginName(click.ParamType[str]):
+class PluginName(click.ParamType):  # type: ignore[type-arg] # generic only in recent versions
     """A plugin's name, completed from entry points without importing torch."""
 
     name = "name"
@@ -50,7 +38,7 @@ class PluginName(click.ParamType[str]):
         return [CompletionItem(n) for n in names(self.kind) if n.startswith(incomplete)]
 
 
-class OptionPair(click.ParamType[tuple[str, str]]):
+class OptionPair(click.ParamType):  # type: ignore[type-arg]
     """`name=value`, completed with the chosen plugin's option names."""
 
     name = "name=value"
@@ -89,16 +77,27 @@ class Configured(click.Command):
         return super().make_context(info_name, args, parent, **extra)
 
     def _defaults(self, args: list[str]) -> dict[str, Any]:
-        explicit = next((b for a, b in pairwise(args) if a == "--config"), None)
-        explicit = explicit or next((a.partition("=")[2] for a in args if a.startswith("--config=")), None)
+        explicit, positional = self._scan(args)
         if explicit is not None:
             return self._read(Path(explicit), trusted=True)
-        has_model = any(p.name == "model" for p in self.params)
-        models = [Path(a) for a in args if has_model and not a.startswith("-")]
-        model = next((m for m in models if m.is_file()), None)
-        if model is not None and (model.parent / CONFIG).is_file():
-            return self._read(model.parent / CONFIG, trusted=False)
+        if positional and any(p.name == "model" for p in self.params):
+            beside = Path(positional[0]).parent / CONFIG
+            if beside.is_file():
+                return self._read(beside, trusted=False)
         return {}
+
+    def _scan(self, args: list[str]) -> tuple[str | None, list[str]]:
+        """Find --config's value and the arguments that are no option's value, before click parses the line."""
+        flags = {o for p in self.params if isinstance(p, click.Option) and p.is_flag for o in p.opts}
+        config, positional, rest = None, [], iter(args)
+        for argument in rest:
+            name, equals, value = argument.partition("=")
+            if not argument.startswith("-") or argument == "-":
+                positional.append(argument)
+            elif name not in flags:
+                value = value if equals else next(rest, "")
+                config = value if name == "--config" else config
+        return config, positional
 
     def _read(self, path: Path, *, trusted: bool) -> dict[str, Any]:
         try:
@@ -109,25 +108,28 @@ class Configured(click.Command):
         if not isinstance(own, dict):
             raise InputError(f"{one_line(path)}: [{self.name}] must be a table of options")
         general = {k: v for k, v in table.items() if not isinstance(v, dict)}
-        known = {p.name: p for p in self.params if isinstance(p, click.Option)}
+        known = {o.lstrip("-").replace("-", "_"): p for p in self.params if isinstance(p, click.Option) for o in p.opts}
         chosen: dict[str, Any] = {}
+        shown: list[str] = []
         for key, value in {**general, **own}.items():
             name = key.replace("-", "_")
             if name not in known:
                 if key in own:
                     raise InputError(
-                        f"{one_line(path)}: {self.name} has no option {one_line(key, 40)!r}{did_you_mean(name, map(str, known))}"
+                        f"{one_line(path)}: {self.name} has no option {one_line(key, 40)!r}{did_you_mean(name, known)}"
                     )
                 continue  # meant for another command
-            if name in PATH_OPTIONS and not trusted:
+            if not trusted and (name in PATH_OPTIONS or (self.name == "audit" and name not in HARMLESS)):
                 raise InputError(
-                    f"{one_line(path)}: {one_line(key, 40)!r} names a path, which a file beside the model may not; use --config"
+                    f"{one_line(path)}: {one_line(key, 40)!r} is not for a file beside the model to set: it came with the "
+                    "suspect; use --config"
                 )
             if isinstance(value, dict):
                 value = [f"{k}={v}" for k, v in value.items()]
-            chosen[name] = value
+            chosen[str(known[name].name)] = value
+            shown.append(f"{key} = {one_line(value, 80)}")
         if chosen:
-            click.echo(f"defaults from {one_line(path)}: {', '.join(sorted(chosen))}", err=True)
+            click.echo(f"defaults from {one_line(path)}: {', '.join(shown)}", err=True)
         return chosen
 
 
@@ -139,6 +141,17 @@ def common(function: F) -> F:
         click.option("--quiet", is_flag=True, help="No progress on stderr."),
         click.option("--config", type=click.Path(path_type=Path), help="A TOML file with defaults for options."),
     ):  # fmt: skip
+        function = decorator(function)
+    return function
+
+
+def uniform(function: F) -> F:
+    """Accept --seed, --device and --quiet where nothing is computed, so that every command takes them."""
+    for decorator in (
+        click.option("--seed", type=click.IntRange(0), hidden=True, expose_value=False),
+        click.option("--device", hidden=True, expose_value=False),
+        click.option("--quiet", is_flag=True, hidden=True, expose_value=False),
+    ):
         function = decorator(function)
     return function
 

@@ -6,11 +6,12 @@ import json
 
 import click
 
-from bdaudit.cli.common import json_flag
+from bdaudit.cli.common import json_flag, uniform
 
 
 @click.command("doctor")
 @json_flag
+@uniform
 def command(as_json: bool) -> int:
     """Say what runs here; exit code 3 if something installed is broken."""
     from tabulate import tabulate

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from bdaudit.cli.common import PluginName, json_flag, warn_broken
+from bdaudit.cli.common import PluginName, json_flag, uniform, warn_broken
 
 
 @click.group("plugins", invoke_without_command=True)
@@ -21,6 +21,7 @@ def command(ctx: click.Context) -> None:
 @command.command("list")
 @click.option("--kind", type=click.Choice(["attack", "defense", "probe"]), help="Only this kind.")
 @json_flag
+@uniform
 def list_(kind: str | None = None, as_json: bool = False) -> None:
     """List what is installed, one line each."""
     from tabulate import tabulate
@@ -49,6 +50,7 @@ def list_(kind: str | None = None, as_json: bool = False) -> None:
 @command.command("show")
 @click.argument("name", type=PluginName(""))
 @json_flag
+@uniform
 def show(name: str, as_json: bool) -> None:
     """Show one plugin: what it does, what it needs, every option with its default and source."""
     import inspect

@@ -52,6 +52,8 @@ def command(
     chosen = plugins.get("defense", defense).parse(check_options(options))
     out = out or model.with_name(f"{model.stem}.purified{model.suffix}")
     check_writable(out)
+    if out.is_dir():
+        raise OutputError(f"--out {out}: is a folder; name the file to write")
     if out.resolve() == model.resolve():
         raise OutputError(f"--out {out}: would replace the suspect model itself; give another name")
     with progress_shown(not quiet):

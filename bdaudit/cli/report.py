@@ -6,6 +6,8 @@ from pathlib import Path
 
 import click
 
+from bdaudit.cli.common import uniform
+
 
 @click.command("report")
 @click.argument("file", type=click.Path(path_type=Path))
@@ -18,6 +20,7 @@ import click
     help="How to show it.",
 )
 @click.option("--out", type=click.Path(path_type=Path), help="Write to a file instead of stdout.")
+@uniform
 def command(file: Path, form: str, out: Path | None) -> int:
     """Show the report FILE (report.json); ends with the report's own exit code."""
     from typing import cast

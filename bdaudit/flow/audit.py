@@ -12,7 +12,7 @@ import torch
 
 from bdaudit.defenses.base import Defense
 from bdaudit.errors import UsageError
-from bdaudit.flow.evidence import Evidence, drop_overlap, limit_evaluation
+from bdaudit.flow.evidence import Evidence, settle
 from bdaudit.flow.provenance import describe_model, describe_pool, environment
 from bdaudit.inputs.architectures import fresh
 from bdaudit.inputs.classifier import Classifier
@@ -64,13 +64,15 @@ def audit(
     shown = list(exhibits)
     notes: list[str] = []
 
-    evidence = limit_evaluation(drop_overlap(evidence), evaluate, rng)
+    evidence = settle(evidence, evaluate, policy.min_triggered, rng)
     notes += evidence.notes
     if evidence.shortfall:
-        findings += _accuracy_findings(evidence, {"suspect": evidence.suspect})
+        findings += (
+            _accuracy_findings(evidence, {"suspect": evidence.suspect})
+            if evidence.test is not None and len(evidence.test)
+            else []
+        )
     else:
-        if evidence.backdoor is None or evidence.test is None:
-            raise UsageError("an audit needs triggered images: give --malicious DIR or --attack RUN")
         if defense is not None:
             say(f"purifying with {defense.name}")
             start = clock()

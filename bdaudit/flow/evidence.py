@@ -107,7 +107,6 @@ def from_run(evidence: Evidence, run: Run, rng: torch.Generator) -> Evidence:
         trigger=run.trigger,
         benign=benign,
         test=test,
-        backdoor=known_backdoor(run.trigger, run.goal, benign, test),
         sources=evidence.sources | sources,
     )
 
@@ -182,19 +181,53 @@ def from_folders(
         notes=(*evidence.notes, *notes),
         sources=evidence.sources
         | {"benign": "a quarter of --clean" if tuning else "half of --clean", "test": "the rest of --clean"}
-        | {"backdoor": "a part of --malicious"},
+        | {"backdoor": "a part of --malicious", "malicious": "a part of --malicious", "clean": "half of --clean"},
     )
 
 
 def target_label(goal: Goal) -> int:
     """The one label that flagged images get; all-to-all backdoors have none."""
     if goal.target is None:
-        raise UsageError("flagged images of an all-to-all backdoor have no common target; this needs --attack RUN")
+        raise UsageError(
+            "flagged images of an all-to-all backdoor have no common target, so no defense can be given them"
+        )
     return goal.target
 
 
+def settle(evidence: Evidence, images: int, min_triggered: int, rng: torch.Generator) -> Evidence:
+    """Take tuned rows out of what is held out, cap the sizes, and only then build the known trigger's backdoor.
+
+    In this order, since a triggered copy of a row that was tuned on no longer looks like it. images: per rate,
+    at most; the intervals say what that costs. What is left too small for any verdict becomes a shortfall.
+    """
+    evidence = limit_evaluation(drop_overlap(evidence), images, rng)
+    if evidence.shortfall:
+        return evidence
+    benign, test, goal, backdoor = evidence.benign, evidence.test, evidence.goal, evidence.backdoor
+    if benign is None or test is None or goal is None:
+        raise UsageError("an audit needs triggered images: give --malicious DIR or --attack RUN")
+    if backdoor is None and evidence.trigger is not None:
+        backdoor = known_backdoor(evidence.trigger, goal, benign, test)
+    if backdoor is None:
+        raise UsageError("an audit needs triggered images: give --malicious DIR or --attack RUN")
+    evidence = replace(evidence, backdoor=backdoor)
+    sizes = {
+        "held-out clean images of other classes than the target": int(goal.counted(test.labels).sum()),
+        "triggered images to evaluate on": int(goal.counted(backdoor.evaluation.labels).sum()),
+        "clean images to retune with": len(benign),
+        "triggered images to retune with": len(backdoor.reactivation),
+    }
+    least = {name: min_triggered if "retune" not in name else 1 for name in sizes}
+    short = [
+        f"{n} {name}, at least {least[name]} are needed ({least[name] - n} more)"
+        for name, n in sizes.items()
+        if n < least[name]
+    ]
+    return replace(evidence, shortfall=f"too little to judge by: {'; '.join(short)}") if short else evidence
+
+
 def drop_overlap(evidence: Evidence) -> Evidence:
-    """Remove from evaluation what tuning or retuning has seen, pixel for pixel, and say how much that was."""
+    """Remove from held-out data what tuning or retuning has seen, pixel for pixel, and say how much that was."""
     seen = [p for p in (evidence.clean, evidence.malicious, evidence.train) if p is not None]
     backdoor, test, benign = evidence.backdoor, evidence.test, evidence.benign
     notes = []
@@ -212,7 +245,7 @@ def drop_overlap(evidence: Evidence) -> Evidence:
 
 
 def limit_evaluation(evidence: Evidence, images: int, rng: torch.Generator) -> Evidence:
-    """Evaluate on at most so many images, drawn at random; the intervals say what that costs."""
+    """Evaluate on at most so many images, drawn at random."""
     test, backdoor = evidence.test, evidence.backdoor
     if test is not None and len(test) > images:
         test = test.shuffled(rng).first(images)

@@ -39,15 +39,16 @@ def purification_evidence(
     if opened is not None and "trigger" in wants:
         trigger = opened.trigger
         evidence = replace(evidence, sources={"trigger": "--attack"})
-    if opened is not None and target is None:
+    if opened is not None:
+        check_target(target, opened.goal)
         evidence = replace(evidence, goal=opened.goal)
+    elif target is not None:
+        evidence = replace(evidence, goal=Goal(target, suspect.classifier.num_classes))
     clean = default_clean(suspect, clean, opened) if "clean" in wants else None
     given = {"malicious": malicious, "train": train, "trigger": trigger}
     for name in defense.needs():
         if name in given and given[name] is None:
             raise MissingInput(missing_message(defense.name, name))
-    if target is not None:
-        evidence = replace(evidence, goal=Goal(target, suspect.classifier.num_classes))
     return with_pools(
         replace(evidence, trigger=trigger if "trigger" in wants else None),
         suspect,
@@ -75,9 +76,12 @@ def audit_evidence(
     """Gather what an audit has to go on: a run folder whose trigger is known, or flagged images alone."""
     model = suspect.classifier
     clean = default_clean(suspect, clean, run)
+    wants = set(defense.wants()) if defense is not None else set()
     evidence = Evidence(model)
     if run is not None:
-        evidence = with_pools(from_run(evidence, run, rng), suspect, clean, malicious, target, train)
+        check_target(target, run.goal)
+        known = from_run(evidence, run, rng)
+        evidence = with_pools(known, suspect, clean, malicious if "malicious" in wants else None, target, train)
         reference = reference or run.reference_path
     elif malicious is None:
         raise MissingInput(
@@ -91,7 +95,7 @@ def audit_evidence(
             flagged,
             goal_of(model, flagged, target),
             tuned_elsewhere=tuned_elsewhere,
-            wants_malicious=defense is not None and "malicious" in defense.wants(),
+            wants_malicious="malicious" in wants,
             min_triggered=min_triggered,
             rng=rng,
         )
@@ -126,17 +130,33 @@ def with_pools(
     """Add pools for the defense; flagged images get the target's label."""
     model = suspect.classifier
     if clean is not None:
-        evidence = replace(evidence, clean=pool_for(clean, model, "clean", labelled=True))
+        evidence = replace(
+            evidence,
+            clean=pool_for(clean, model, "clean", labelled=True),
+            sources=evidence.sources | {"clean": _named(clean)},
+        )
     if train is not None:
-        evidence = replace(evidence, train=pool_for(train, model, "train", labelled=True))
+        evidence = replace(
+            evidence,
+            train=pool_for(train, model, "train", labelled=True),
+            sources=evidence.sources | {"train": _named(train)},
+        )
     if malicious is not None:
         flagged = pool_for(malicious, model, "malicious")
-        goal = evidence.goal
-        if goal is not None and target is not None and goal.target != target:
-            raise UsageError(f"--target {target}: the run's target is {goal.target}")
-        goal = goal or goal_of(model, flagged, target)
-        evidence = replace(evidence, goal=goal, malicious=flagged.labelled(target_label(goal)))
+        goal = evidence.goal or goal_of(model, flagged, target)
+        evidence = replace(
+            evidence,
+            goal=goal,
+            malicious=flagged.labelled(target_label(goal)),
+            sources=evidence.sources | {"malicious": _named(malicious)},
+        )
     return evidence
+
+
+def check_target(target: int | None, goal: Goal) -> None:
+    """Make sure that a target typed beside a run folder is a class, and the run's own."""
+    if target is not None and Goal(target, goal.num_classes) != goal:
+        raise UsageError(f"--target {target}: the run's backdoor is {goal}")
 
 
 def goal_of(model: Classifier, flagged: Pool, target: int | None) -> Goal:
@@ -145,3 +165,7 @@ def goal_of(model: Classifier, flagged: Pool, target: int | None) -> Goal:
         target, said = find_target(model, flagged)
         say(said)
     return Goal(target, model.num_classes)
+
+
+def _named(images: Images) -> str:
+    return f"{one_line(Path(images).name, 80)}/" if isinstance(images, str | Path) else "in memory"

@@ -194,12 +194,12 @@ def _write(
     (folder / RECORD).write_text(record.model_dump_json(indent=2) + "\n", encoding="utf-8")
     sources = parts.test.take(implanted.goal.counted(parts.test.labels)).first(8)
     write_preview(sources.images, implanted.trigger(sources.images), folder / "preview.png")
-    write_folder(parts.clean, folder / "clean")
-    write_folder(parts.reserve, folder / "reserve")
-    write_folder(parts.test, folder / "test")
+    write_folder(parts.clean, folder / "clean", classes=record.classes)
+    write_folder(parts.reserve, folder / "reserve", classes=record.classes)
+    write_folder(parts.test, folder / "test", classes=record.classes)
     write_folder(flagged, folder / "flagged", flat=True)
     poisoned = implanted.poisoned
-    write_folder(poisoned.pool, folder / "train")
+    write_folder(poisoned.pool, folder / "train", classes=record.classes)
     columns = {
         "label": poisoned.pool.labels.tolist(),
         "true_label": poisoned.true_labels.tolist(),

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from bdaudit.errors import InputError
 from bdaudit.inputs.checkpoint import Checkpoint, save_checkpoint
 from bdaudit.inputs.classifier import Classifier
 from bdaudit.report.render import render
-from bdaudit.report.schema import Report
+from bdaudit.report.schema import Report, read_report
 
 REPORT = "report.json"
 
@@ -18,9 +19,18 @@ def write_audit(folder: Path, report: Report, purified: Classifier | None, suspe
     (folder / "report.html").write_text(render(report, "html"), encoding="utf-8")
     if purified is not None:
         name = f"{suspect.path.stem}.purified{suspect.path.suffix}" if suspect else "purified.pt"
-        save_checkpoint(purified, folder / name, like=suspect, provenance={"purified_by": report.title})
+        save_checkpoint(
+            purified, folder / name, like=suspect, provenance={"purified_by": report.provenance["defense"]["name"]}
+        )
 
 
 def is_audit(folder: Path) -> bool:
-    """Whether a folder is one that an audit wrote (and so may be replaced by a new one)."""
-    return (folder / REPORT).is_file()
+    """Whether a folder holds an audit and nothing else (and so may be replaced by a new one)."""
+    others = {p.name for p in folder.iterdir()} - {REPORT, "report.html"}
+    if len(others) > 1 or not all(".purified" in name or name == "purified.pt" for name in others):
+        return False
+    try:
+        read_report(folder / REPORT)
+    except InputError:
+        return False
+    return True

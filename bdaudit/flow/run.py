@@ -67,17 +67,23 @@ class Run:
         return read_folder(self.folder / name, classes=self.record.classes, shape=self.record.shape)
 
 
-def open_run(folder: Path | str, trigger_kinds: Mapping[str, type[Trigger]] | None = None) -> Run:
-    """Open a run folder; the trigger's class comes from the attack plugin that the record names."""
-    folder = Path(folder)
+def read_record(folder: Path) -> AttackRecord:
+    """Read and check a run folder's record."""
     path = folder / RECORD
     if not path.is_file():
         raise InputError(f"{one_line(folder)}: not a run folder (it has no {RECORD}); make one with: bdaudit attack")
     try:
         record = AttackRecord.model_validate(json.loads(path.read_text(encoding="utf-8")))
         Goal(record.target, len(record.classes))
-    except (OSError, ValueError, ValidationError, UsageError) as e:
+    except (OSError, ValueError, ValidationError, UsageError, RecursionError) as e:
         raise InputError(f"{one_line(path)}: not an attack record ({one_line(e, 120)})") from None
+    return record
+
+
+def open_run(folder: Path | str, trigger_kinds: Mapping[str, type[Trigger]] | None = None) -> Run:
+    """Open a run folder; the trigger's class comes from the attack plugin that the record names."""
+    folder = Path(folder)
+    record = read_record(folder)
     if trigger_kinds is None:
         attack: type[Attack] = plugins.get("attack", record.attack)
         trigger_kinds = attack.trigger_kinds
@@ -85,6 +91,22 @@ def open_run(folder: Path | str, trigger_kinds: Mapping[str, type[Trigger]] | No
     return Run(folder, record, trigger)
 
 
-def is_run(folder: Path) -> bool:
-    """Whether a folder is one that an attack wrote (and so may be replaced by a new run)."""
-    return (folder / RECORD).is_file()
+WRITTEN = frozenset(
+    {RECORD, "model.pt", "reference.pt", "trigger.safetensors", "train_trigger.safetensors", "preview.png"}
+    | {"clean", "flagged", "reserve", "test", "train", "train.csv"}
+)
+"""What an attack writes into its run folder."""
+
+
+def is_run(folder: Path, also: frozenset[str] = frozenset()) -> bool:
+    """Whether a folder holds a run and nothing else (and so may be replaced by a new one).
+
+    also: further names that the caller writes beside a run.
+    """
+    if {p.name for p in folder.iterdir()} - WRITTEN - also:
+        return False
+    try:
+        read_record(folder)
+    except InputError:
+        return False
+    return True

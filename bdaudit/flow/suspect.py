@@ -11,6 +11,7 @@ from torch import nn
 
 from bdaudit.errors import UsageError, one_line
 from bdaudit.flow.pools import Images, as_pool, labelled_pool
+from bdaudit.inputs.architectures import find
 from bdaudit.inputs.checkpoint import Checkpoint, read_checkpoint
 from bdaudit.inputs.classifier import Classifier, Preprocessing
 from bdaudit.inputs.folders import SUFFIXES
@@ -106,10 +107,13 @@ def _preprocessing(
 ) -> Preprocessing | None:
     """Settle how pixels go in where the file does not say; None leaves it to the documented assumption."""
     found = checkpoint.match(arch)
+    if normalisation:
+        _normalisation(normalisation, found.channels)  # says at once when it is not one
     size = _first_size(clean)
-    if size is None:
+    if size is None and not normalisation:
         return None
-    height, width = size
+    side = found.arch.options.get("image_size", find(found.arch.name).size)
+    height, width = size or (side, side)
     named = (
         [normalisation] if normalisation else [n for n, (m, _) in NORMALISATIONS.items() if len(m) == found.channels]
     )
@@ -125,7 +129,8 @@ def _preprocessing(
     trial = checkpoint.classifier(arch=arch, preprocessing=next(iter(options.values())))
     assert clean is not None
     pool = labelled_pool(clean, trial, "clean")
-    best = choose_preprocessing(trial.body, pool.images[:512], pool.labels[:512], options.values())
+    fair = pool.take(range(0, len(pool), max(1, len(pool) // 512)))  # folders are read class by class
+    best = choose_preprocessing(trial.body, fair.images, fair.labels, options.values())
     name = next(n for n, p in options.items() if p == best)
     notes.append(
         f"preprocessing is not in the file: {name} fits the clean images best ({height}x{width}); --normalise overrides"

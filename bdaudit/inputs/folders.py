@@ -83,10 +83,20 @@ def read_image(path: Path, shape: tuple[int, int, int]) -> torch.Tensor:
     return torch.from_numpy(array.copy()).reshape(height, width, channels).permute(2, 0, 1)
 
 
-def write_folder(pool: Pool, folder: Path, *, flat: bool = False) -> None:
-    """Write a pool as PNG files, one sub-folder a label, or flat with the labels kept out of sight."""
+def folder_names(classes: Sequence[str]) -> list[str]:
+    """Name the sub-folders of classes: after them where every name can be a folder's, else by number."""
+    safe = all(0 < len(c) < 100 and c.isprintable() and "/" not in c and c[0] != "." for c in classes)
+    return list(classes) if safe else [str(k) for k in range(len(classes))]
+
+
+def write_folder(pool: Pool, folder: Path, *, classes: Sequence[str] = (), flat: bool = False) -> None:
+    """Write a pool as PNG files, one sub-folder a class, or flat with the labels kept out of sight.
+
+    classes: names for the labels, as `read_folder` will be given them; without them the numbers are written.
+    """
+    names = folder_names(classes)
     for row, (image, label) in enumerate(zip(pool.images.cpu(), pool.labels.tolist(), strict=True)):
-        parent = folder if flat else folder / str(label)
+        parent = folder if flat else folder / (names[label] if names else str(label))
         parent.mkdir(parents=True, exist_ok=True)
         write_png(image, parent / f"{row:06d}.png")
 

@@ -55,7 +55,8 @@ class Probe(Plugin):
     @final
     def run(self, available: Mapping[str, Any]) -> Measurement:
         """Call `measure` with exactly the inputs it names, on private copies of the models."""
-        inputs = {k: v.clone() if isinstance(v, Classifier) else v for k, v in self.grant(available).items()}
+        granted = self.grant(available)
+        inputs = {k: v.clone().requires_grad_(True) if isinstance(v, Classifier) else v for k, v in granted.items()}
         result = self.measure(**inputs)
         if not isinstance(result, Measurement):
             raise PluginError(f"{self.name}.measure returned {type(result).__name__}, expected a Measurement")

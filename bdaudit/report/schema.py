@@ -77,7 +77,7 @@ class Measurement(_Document):
 
 
 class Policy(_Document):
-    """What counts as good enough. Every bound is compared with a 95% interval, not with a point."""
+    """What counts as good enough. Bounds on attack success are compared with 95% intervals, not with points."""
 
     max_o_asr: float = Field(0.10, ge=0, le=1, description="Attack success right after purification.")
     max_accuracy_drop: float = Field(0.05, ge=0, le=1, description="Clean accuracy lost to purification.")

@@ -6,10 +6,13 @@ import math
 import statistics
 from collections.abc import Sequence
 
-from scipy.stats import binomtest
+from scipy.stats import norm
 
 from bdaudit.report.schema import Finding, Subject
 from bdaudit.training.metrics import Rate
+
+Z = float(norm.ppf(0.975))
+"""Two-sided 95%."""
 
 
 def wilson(successes: float, n: int) -> tuple[float, float]:
@@ -19,19 +22,21 @@ def wilson(successes: float, n: int) -> tuple[float, float]:
     """
     if n == 0:
         return 0.0, 1.0
-    if successes == int(successes):
-        interval = binomtest(int(successes), n).proportion_ci(method="wilson")
-        return float(interval.low), float(interval.high)
-    z, p = 1.959963984540054, successes / n
+    z, p = Z, successes / n
     centre = (p + z * z / (2 * n)) / (1 + z * z / n)
     half = z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
     return max(0.0, centre - half), min(1.0, centre + half)
 
 
-def images_needed(bound: float) -> int:
-    """Count the images of which none may fail before the interval's upper end reaches down to `bound`."""
-    z2 = 1.959963984540054**2
-    return math.ceil(z2 * (1 - bound) / bound) if bound > 0 else 10**9
+def images_needed(bound: float, rate: float = 0.0) -> int | None:
+    """Count the images over which `rate` must be seen before the interval's upper end reaches down to `bound`.
+
+    The Wilson score inverts to n = z^2 bound (1 - bound) / (bound - rate)^2. None where the rate lies too close
+    below the bound, or above it, for any practical number.
+    """
+    if bound - rate < 1e-3:
+        return None
+    return math.ceil(Z**2 * bound * (1 - bound) / (bound - rate) ** 2)
 
 
 def rate_finding(probe: str, subject: Subject, metric: str, rates: Rate | Sequence[Rate], variant: str = "") -> Finding:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from bdaudit.report.schema import Finding, Policy, Verdict
-from bdaudit.report.statistics import images_needed, wilson
+from bdaudit.report.statistics import images_needed
 
 
 def judge(findings: Sequence[Finding], policy: Policy, shortfall: str = "") -> tuple[Verdict, list[str], list[Verdict]]:
@@ -46,7 +46,11 @@ def judge(findings: Sequence[Finding], policy: Policy, shortfall: str = "") -> t
     else:
         drop = before.value - after.value
         text = f"clean accuracy went from {percent(before.value)} to {percent(after.value)}"
-        if drop > policy.max_accuracy_drop:
+        if min(before.n or 0, after.n or 0) < policy.min_triggered:
+            undecided.append(
+                f"{text} on {after.n} images: too few to judge, at least {policy.min_triggered} are needed"
+            )
+        elif drop > policy.max_accuracy_drop:
             failed.append(f"{text}, more than the {percent(policy.max_accuracy_drop)} allowed")
         else:
             passed.append(text)
@@ -74,7 +78,7 @@ def judge(findings: Sequence[Finding], policy: Policy, shortfall: str = "") -> t
         else:
             undecided.append(
                 f"{text} is {percent(p_asr.value)}, but {_named(explained)} reaches {percent(explained.value)} as well: "
-                "without a reference, a residual backdoor cannot be told from new learning"
+                "this alone does not tell a residual backdoor from what any model would do"
             )
 
     verdict: Verdict = "fail" if failed else "inconclusive" if undecided else "pass"
@@ -104,7 +108,10 @@ def _explanation(findings: Sequence[Finding], probe: str, p_asr: Finding, policy
     against clean images under the same perturbation.
     """
     rows = [f for f in findings if f.probe == probe]
-    reference = [f for f in rows if (f.subject, f.metric) == ("reference", "p_asr")]
+    # A reference that answers to the trigger before anything is reactivated is none.
+    before = _find(findings, "evaluation", "reference", "o_asr")
+    sound = before is None or (1.0 if before.high is None else before.high) <= policy.max_o_asr
+    reference = [f for f in rows if sound and (f.subject, f.metric) == ("reference", "p_asr")]
     nulls = [f for f in rows if (f.subject, f.metric) == ("null", "p_asr") and f.variant.endswith("on purified")]
     clean = [f for f in rows if (f.subject, f.metric) == ("purified", "c_asr")]
     controls = [*reference, *sorted(nulls, key=lambda f: f.value)[:1], *clean]
@@ -121,10 +128,7 @@ def _named(control: Finding) -> str:
 
 def _more(finding: Finding, bound: float) -> str:
     """Say how many images would settle it, if the rate stayed what it is and lies below the bound."""
-    n = finding.n or 0
-    if finding.value >= bound:
+    needed = images_needed(bound, finding.value)
+    if needed is None:
         return ""
-    size = max(n, images_needed(bound))
-    while wilson(finding.value * size, size)[1] > bound:
-        size = int(size * 1.1) + 1
-    return f"; about {size - n} more triggered images would settle it"
+    return f"; about {max(1, needed - (finding.n or 0))} more triggered images would settle it, if the rate stays"

@@ -54,7 +54,7 @@ def test_images_needed_is_the_smallest_sufficient_number(bound: float) -> None:
 
 def test_no_number_of_images_proves_zero() -> None:
     """A bound of 0 needs more images than anybody has."""
-    assert images_needed(0) >= 10**9
+    assert images_needed(0) is None
 
 
 def test_draws_do_not_multiply_the_images() -> None:

@@ -54,6 +54,9 @@ TABLE: list[tuple[str, list[Finding], Verdict, str]] = [
     ("null on the reference is no control", [*GONE, p_asr(990), rate("retune", "null", "p_asr", 980, variant="x on reference")], "fail", "is 99.0%"),
     ("adversarial queries", [*GONE, p_asr(40), p_asr(600, probe="qra"), rate("qra", "purified", "c_asr", 590)], "inconclusive", "by qra"),
     ("queries bring it back", [*GONE, p_asr(40), p_asr(600, probe="qra"), rate("qra", "purified", "c_asr", 30)], "fail", "by qra"),
+    ("accuracy on three images", [rate("evaluation", "suspect", "c_acc", 3, 3), rate("evaluation", "purified", "c_acc", 3, 3), LOW_O_ASR, p_asr(40)], "inconclusive", "on 3 images: too few"),
+    ("a reference with a backdoor explains nothing", [*GONE, rate("evaluation", "reference", "o_asr", 400), p_asr(500), p_asr(450, subject="reference")], "fail", "is 50.0%"),
+    ("one ulp below the bound", [*GONE, p_asr(40).model_copy(update={"value": 0.19999999999999998, "low": 0.13, "high": 0.29})], "inconclusive", "lies inside the interval"),
     ("no interval, so unknown", [*ACCURACY, row("evaluation", "purified", "o_asr", 0.0, 900, low=None, high=None), p_asr(40)], "inconclusive", "O-ASR"),
     ("failure outweighs doubt", [*ACCURACY, rate("evaluation", "purified", "o_asr", 990), p_asr(1, 1)], "fail", "O-ASR"),
 ]  # fmt: skip
