@@ -91,6 +91,7 @@ def save_trigger(trigger: Trigger, path: Path, **header: Any) -> None:
 
     tensors = {k: v.cpu().contiguous() for k, v in trigger.tensors().items()}
     save_file(tensors, path, metadata={"bdaudit_trigger": json.dumps({"kind": trigger.kind, **header})})
+    path.chmod(0o644)  # safetensors writes for the owner alone; a run folder is made to be handed on
 
 
 def load_trigger(path: Path, kinds: dict[str, type[Trigger]]) -> Trigger:

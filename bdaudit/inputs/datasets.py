@@ -85,7 +85,7 @@ def _digits(root: Path, download: bool) -> Dataset:
     images = torch.nn.functional.interpolate(small, scale_factor=2, mode="bilinear").round().to(torch.uint8)
     train = Pool.of(images, torch.from_numpy(labels), "digits")
     return Dataset(
-        "digits", train, None, tuple("0123456789"), _preprocessing(train, "digits"), arch="small_cnn", epochs=30
+        "digits", train, None, tuple("0123456789"), _preprocessing(train, "digits"), arch="small_cnn", epochs=20
     )
 
 

@@ -185,9 +185,11 @@ def _controls(report: Report, real: Finding) -> str:
         more = [f"{len(nulls) - 8} more"] if len(nulls) > 8 else []
         parts.append(f"{_and(shown + more)} with triggers that the model never saw")
     parts += [f"{figure(f.value)} on clean images" for f in cleans]
-    excess = real.value - min(f.value for f in (*nulls, *references, *cleans))
+    # As in the verdict: one null that jumps explains nothing, so of the nulls the weakest counts.
+    counting = [f.value for f in (*references, *cleans)] + [min(f.value for f in nulls)] * bool(nulls)
+    excess = real.value - max(counting)
     text = f"{start}. The same treatment reaches {'; '.join(parts)}. "
-    text += f"Over the weakest of these controls the excess is {_points(excess)} points"
+    text += f"The excess over these controls (of the never-seen triggers, over the weakest) is {_points(excess)} points"
     text += f"; below {_points(report.policy.min_excess)} it is not taken for reactivation."
     jumped = [_family(f) for f in nulls if _above(f, report.policy.max_p_asr)][:8]
     if jumped:
