@@ -186,7 +186,8 @@ def _controls(report: Report, real: Finding) -> str:
         parts.append(f"{_and(shown + more)} with triggers that the model never saw")
     parts += [f"{figure(f.value)} on clean images" for f in cleans]
     # As in the verdict: one null that jumps explains nothing, so of the nulls the weakest counts.
-    counting = [f.value for f in (*references, *cleans)] + [min(f.value for f in nulls)] * bool(nulls)
+    counting = [f.value for f in (*references, *cleans)]
+    counting += [min(f.value for f in nulls)] if nulls else []
     excess = real.value - max(counting)
     text = f"{start}. The same treatment reaches {'; '.join(parts)}. "
     text += f"The excess over these controls (of the never-seen triggers, over the weakest) is {_points(excess)} points"
