@@ -205,7 +205,7 @@ def test_a_null_that_jumps_is_named() -> None:
     ]
     (sentence,) = content.controls(empty().model_copy(update={"findings": findings}))
     assert "Never-seen trigger jumps as well (noise)" in sentence
-    assert "the excess is 96.0 points" in sentence
+    assert "is 96.0 points" in sentence
     assert "patch" not in sentence
 
 
