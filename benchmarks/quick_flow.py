@@ -13,7 +13,7 @@ from pathlib import Path
 
 from bdaudit import api, plugins
 from bdaudit.flow.evidence import known_backdoor
-from bdaudit.flow.run import open_run
+from bdaudit.flow.run import Run, open_run
 from bdaudit.inputs.classifier import Classifier
 from bdaudit.probes.base import retuned, retuning_recipe
 from bdaudit.runtime import generator
@@ -31,29 +31,10 @@ def main() -> None:
     rows = []
     for name, which, retune in PLAN:
         run = open_run(args.runs[which])
-        rng = generator(0)
-        benign, test = run.pool("reserve").shuffled(rng), run.pool("test").shuffled(rng).first(1000)
-        backdoor = known_backdoor(run.trigger, run.goal, benign, test)
-
-        def measure(model: Classifier, label: str, retune: bool) -> None:
-            asr, _ = attack_rates(model, backdoor.evaluation, backdoor.goal)  # noqa: B023 - called at once
-            row = {
-                "attack": run.record.attack,
-                "model": label,
-                "c_acc": accuracy(model, test).value,
-                "o_asr": asr.value,
-            }  # noqa: B023
-            if retune:
-                sample = benign.first(1000)  # noqa: B023
-                poison = backdoor.draw(5, generator(1))  # noqa: B023
-                after = retuned(model, sample, poison, retuning_recipe(sample), generator(2))
-                row["p_asr"] = attack_rates(after, backdoor.evaluation, backdoor.goal)[0].value  # noqa: B023
-            rows.append(row | {"n": asr.n})
-            print(rows[-1], flush=True)
-            if args.json:
-                args.json.write_text(json.dumps(rows, indent=1) + "\n")
-
         suspect = api.load(run.model_path).classifier
+        models = {"suspect": (suspect, False)} if name == "fst" else {}
+        if name == "ep" and run.reference_path is not None:
+            models["clean twin"] = (api.load(run.reference_path).classifier, True)
         available = {
             "model": suspect,
             "clean": run.pool("clean"),
@@ -61,11 +42,26 @@ def main() -> None:
             "trigger": run.trigger,
             "rng": generator(3),
         }
-        if name == "fst":
-            measure(suspect, "suspect", False)
-        if name == "ep" and run.reference_path is not None:
-            measure(api.load(run.reference_path).classifier, "clean twin", True)
-        measure(plugins.get("defense", name).parse().run(available), name, retune)
+        models[name] = (plugins.get("defense", name).parse().run(available), retune)
+        for label, (model, again) in models.items():
+            rows.append({"attack": run.record.attack, "model": label} | measure(run, model, again))
+            print(rows[-1], flush=True)
+            if args.json:
+                args.json.write_text(json.dumps(rows, indent=1) + "\n")
+
+
+def measure(run: Run, model: Classifier, retune: bool) -> dict[str, float]:
+    """C-ACC and O-ASR on a thousand test images, and P-ASR if asked for."""
+    rng = generator(0)
+    benign, test = run.pool("reserve").shuffled(rng), run.pool("test").shuffled(rng).first(1000)
+    backdoor = known_backdoor(run.trigger, run.goal, benign, test)
+    asr, _ = attack_rates(model, backdoor.evaluation, backdoor.goal)
+    row = {"c_acc": accuracy(model, test).value, "o_asr": asr.value}
+    if retune:
+        sample = benign.first(1000)
+        after = retuned(model, sample, backdoor.draw(5, generator(1)), retuning_recipe(sample), generator(2))
+        row["p_asr"] = attack_rates(after, backdoor.evaluation, backdoor.goal)[0].value
+    return row | {"n": asr.n}
 
 
 if __name__ == "__main__":
