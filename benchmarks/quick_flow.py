@@ -19,7 +19,18 @@ from bdaudit.probes.base import retuned, retuning_recipe
 from bdaudit.runtime import generator
 from bdaudit.training.metrics import accuracy, attack_rates
 
-PLAN = (("fst", 0, True), ("ep", 0, True), ("pl", 1, False), ("pl", 0, False), ("fst", 1, False), ("ft", 0, False))
+PLAN: tuple[tuple[str, dict[str, str], int, bool], ...] = (
+    ("fst", {}, 0, True),
+    ("ep", {}, 0, True),
+    ("pl", {}, 1, False),
+    ("pl", {}, 0, False),
+    ("fst", {}, 1, True),
+    ("fst", {"alpha": "0.5", "epochs": "15"}, 1, True),
+    ("fst", {"alpha": "0.5", "epochs": "15"}, 0, True),
+    ("ft", {}, 0, False),
+    ("ft", {}, 1, False),
+)
+"""Defense, options, run (0: BadNets, 1: Blended), whether to retune."""
 
 
 def main() -> None:
@@ -29,10 +40,12 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     rows = []
-    for name, which, retune in PLAN:
+    seen: set[int] = set()
+    for name, options, which, retune in PLAN:
         run = open_run(args.runs[which])
         suspect = api.load(run.model_path).classifier
-        models = {"suspect": (suspect, False)} if name == "fst" else {}
+        models = {} if which in seen else {"suspect": (suspect, False)}
+        seen.add(which)
         if name == "ep" and run.reference_path is not None:
             models["clean twin"] = (api.load(run.reference_path).classifier, True)
         available = {
@@ -42,7 +55,8 @@ def main() -> None:
             "trigger": run.trigger,
             "rng": generator(3),
         }
-        models[name] = (plugins.get("defense", name).parse().run(available), retune)
+        label = " ".join([name, *(f"{k}={v}" for k, v in options.items())])
+        models[label] = (plugins.get("defense", name).parse(options).run(available), retune)
         for label, (model, again) in models.items():
             rows.append({"attack": run.record.attack, "model": label} | measure(run, model, again))
             print(rows[-1], flush=True)

@@ -70,6 +70,7 @@ def test_a_plain_module_and_tensors_go_in_and_a_plain_module_comes_out(suspect: 
         options={"retune.draws": 1, "retune.epochs": 1}, device="cpu",
     )  # fmt: skip
     assert report.inputs["model"]["arch"] == "Plain"
+    assert any("which the model gives" in note for note in report.notes)  # how the target was chosen
     o_asr = report.find("o_asr")
     assert o_asr is not None
     assert o_asr.value < 0.2

@@ -24,7 +24,7 @@ class PL(Tuning):
     name = "pl"
 
     alpha: float = option(0.2, "weight of the malicious loss", cite="PL section 5 (grid .1 to .5)", ge=0)
-    lr: float = option(1e-3, "Adam's learning rate", cite="ours: benchmarks/results/pl_sweep.json", gt=0)
+    lr: float = option(5e-4, "Adam's learning rate", cite="ours: benchmarks/results/pl_sweep.json", gt=0)
     epochs: int = option(10, "passes over the clean pool", cite="PL B", ge=1)
     cap: bool = option(False, "stop ascending on images whose malicious loss exceeds log K", cite="ours, cards 8.5")
 

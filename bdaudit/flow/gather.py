@@ -77,7 +77,7 @@ def audit_evidence(
     model = suspect.classifier
     clean = default_clean(suspect, clean, run)
     wants = set(defense.wants()) if defense is not None else set()
-    evidence = Evidence(model)
+    evidence = Evidence(model, notes=suspect.notes)
     if run is not None:
         check_target(target, run.goal)
         known = from_run(evidence, run, rng)
@@ -89,11 +89,13 @@ def audit_evidence(
         )
     else:
         flagged = pool_for(malicious, model, "malicious")
+        evidence = with_goal(with_pools(evidence, suspect, None, None, None, train), flagged, target)
+        assert evidence.goal is not None
         evidence = from_folders(
-            with_pools(evidence, suspect, None, None, None, train),
+            evidence,
             pool_for(clean, model, "clean", labelled=True),
             flagged,
-            goal_of(model, flagged, target),
+            evidence.goal,
             tuned_elsewhere=tuned_elsewhere,
             wants_malicious="malicious" in wants,
             min_triggered=min_triggered,
@@ -143,11 +145,11 @@ def with_pools(
         )
     if malicious is not None:
         flagged = pool_for(malicious, model, "malicious")
-        goal = evidence.goal or goal_of(model, flagged, target)
+        evidence = with_goal(evidence, flagged, target)
+        assert evidence.goal is not None
         evidence = replace(
             evidence,
-            goal=goal,
-            malicious=flagged.labelled(target_label(goal)),
+            malicious=flagged.labelled(target_label(evidence.goal)),
             sources=evidence.sources | {"malicious": _named(malicious)},
         )
     return evidence
@@ -159,12 +161,16 @@ def check_target(target: int | None, goal: Goal) -> None:
         raise UsageError(f"--target {target}: the run's backdoor is {goal}")
 
 
-def goal_of(model: Classifier, flagged: Pool, target: int | None) -> Goal:
-    """The backdoor's goal: the target given, else the class that the model gives most flagged images."""
-    if target is None:
-        target, said = find_target(model, flagged)
-        say(said)
-    return Goal(target, model.num_classes)
+def with_goal(evidence: Evidence, flagged: Pool, target: int | None) -> Evidence:
+    """Settle the backdoor's goal: the one known, the target given, else the class that most flagged images get."""
+    if evidence.goal is not None:
+        return evidence
+    model = evidence.suspect
+    if target is not None:
+        return replace(evidence, goal=Goal(target, model.num_classes))
+    target, said = find_target(model, flagged)
+    say(said)
+    return replace(evidence, goal=Goal(target, model.num_classes), notes=(*evidence.notes, said))
 
 
 def _named(images: Images) -> str:

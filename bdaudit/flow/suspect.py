@@ -25,11 +25,12 @@ PathLike = str | Path
 
 @dataclass(frozen=True)
 class Suspect:
-    """A model as it was given: the classifier to work on, and the file it came from."""
+    """A model as it was given: the classifier to work on, the file it came from, and what had to be assumed of it."""
 
     classifier: Classifier
     checkpoint: Checkpoint | None = None
     path: Path | None = None
+    notes: tuple[str, ...] = ()
 
 
 def load(
@@ -55,7 +56,7 @@ def load(
     classifier = checkpoint.classifier(arch=arch, preprocessing=preprocessing, notes=notes)
     for note in notes:
         say(f"{path.name}: {note}")
-    return Suspect(Runtime.of(pick_device(device)).place(classifier), checkpoint, path)
+    return Suspect(Runtime.of(pick_device(device)).place(classifier), checkpoint, path, tuple(notes))
 
 
 def wrap(model: nn.Module, images: Pool, *, normalisation: str | None = None) -> Classifier:
