@@ -105,7 +105,7 @@ def audit(
     evaluate: images per rate, at most. out: a folder to write report.json, report.html and the purified model to.
     """
     if (defense is None) == (purified is None):
-        raise UsageError("an audit wants either a defense to run or a purified model, not both and not neither")
+        raise UsageError("give either a defense to run (--defense NAME) or a purified model (--purified FILE)")
     chosen, chosen_probes = choose(defense, probes, options)
     rules = load_policy(policy)
     opened = open_run(run) if run is not None else None

@@ -123,8 +123,8 @@ class TestAudit:
     @pytest.mark.parametrize(
         ("extra", "message"),
         [
-            ([], "either --defense NAME"),
-            (["--defense", "ft", "--purified", "x.pt"], "either --defense NAME"),
+            ([], "a defense to run (--defense NAME)"),
+            (["--defense", "ft", "--purified", "x.pt"], "a defense to run (--defense NAME)"),
             (["--defense", "ft"], "needs triggered images: give --malicious DIR"),
             (["--defense", "ft", "--malicious", "flagged", "-o", "retun.draws=1"], "no such probe"),
         ],

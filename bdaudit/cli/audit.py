@@ -57,12 +57,9 @@ def command(
     bdaudit audit model.pt --purified purified.pt --attack run/
     """
     from bdaudit import api
-    from bdaudit.errors import UsageError
     from bdaudit.report.render import render
     from bdaudit.training.progress import progress_shown
 
-    if (defense is None) == (purified is None):
-        raise UsageError("give either --defense NAME (purify here) or --purified FILE (purified elsewhere)")
     warn_broken()
     out = out or model.parent / f"audit-{defense or 'purified'}"
     with progress_shown(not quiet):

@@ -38,7 +38,7 @@ class Defense(Plugin):
         """
         inputs = self.grant(available)
         given = inputs.get("model", inputs.get("fresh"))
-        inputs = {k: v.clone().requires_grad_(True) if isinstance(v, Classifier) else v for k, v in inputs.items()}
+        inputs = {k: v.clone() if isinstance(v, Classifier) else v for k, v in inputs.items()}
         result = self.purify(**inputs)
         if not isinstance(result, Classifier):
             raise PluginError(f"{self.name}.purify returned {type(result).__name__}, expected a Classifier")

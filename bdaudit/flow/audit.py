@@ -67,11 +67,8 @@ def audit(
     evidence = settle(evidence, evaluate, policy.min_triggered, rng)
     notes += evidence.notes
     if evidence.shortfall:
-        findings += (
-            _accuracy_findings(evidence, {"suspect": evidence.suspect})
-            if evidence.test is not None and len(evidence.test)
-            else []
-        )
+        if evidence.test is not None and len(evidence.test):
+            findings += _accuracy_findings(evidence, {"suspect": evidence.suspect})
     else:
         if defense is not None:
             say(f"purifying with {defense.name}")

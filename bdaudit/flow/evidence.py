@@ -204,11 +204,9 @@ def settle(evidence: Evidence, images: int, min_triggered: int, rng: torch.Gener
     if evidence.shortfall:
         return evidence
     benign, test, goal, backdoor = evidence.benign, evidence.test, evidence.goal, evidence.backdoor
-    if benign is None or test is None or goal is None:
-        raise UsageError("an audit needs triggered images: give --malicious DIR or --attack RUN")
-    if backdoor is None and evidence.trigger is not None:
+    if backdoor is None and evidence.trigger and goal and benign is not None and test is not None:
         backdoor = known_backdoor(evidence.trigger, goal, benign, test)
-    if backdoor is None:
+    if backdoor is None or goal is None or benign is None or test is None:
         raise UsageError("an audit needs triggered images: give --malicious DIR or --attack RUN")
     evidence = replace(evidence, backdoor=backdoor)
     sizes = {

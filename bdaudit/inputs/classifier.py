@@ -137,8 +137,8 @@ class Classifier(nn.Module):
             hook.remove()
 
     def clone(self) -> Classifier:
-        """Copy the model so that the copy can be changed in place."""
-        return copy.deepcopy(self)
+        """Copy the model so that the copy can be changed in place, and trained even if this one is frozen."""
+        return copy.deepcopy(self).requires_grad_(True)
 
 
 def _last_linear(body: nn.Module) -> tuple[str, nn.Linear]:

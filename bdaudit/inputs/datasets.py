@@ -175,7 +175,7 @@ class _ArrayUnpickler(pickle.Unpickler):
 
     def find_class(self, module: str, name: str) -> Any:
         if name == "_reconstruct" and module in ("numpy.core.multiarray", "numpy._core.multiarray"):
-            return np._core.multiarray._reconstruct  # type: ignore[attr-defined]
+            return np.array(0).__reduce__()[0]  # numpy's own name for it differs between its versions
         if (module, name) == ("numpy", "ndarray"):
             return np.ndarray
         if (module, name) == ("numpy", "dtype"):
@@ -190,11 +190,12 @@ def _cifar_py(path: Path) -> tuple[Tensor, Tensor]:
         with path.open("rb") as file:
             batch = _ArrayUnpickler(file, encoding="bytes").load()
         pixels, labels = np.asarray(batch[b"data"]), np.asarray(batch[b"labels"])
-        if pixels.dtype != np.uint8 or labels.dtype.kind not in "iu":
-            raise ValueError("pixels are not bytes or labels are not integers")
-        return torch.from_numpy(pixels.copy()).reshape(-1, 3, 32, 32), torch.from_numpy(labels.astype(np.int64))
-    except Exception as e:  # a damaged pickle can raise anything
+    except Exception as e:  # a damaged pickle can raise anything; nothing but reading it stands above
         raise ImageError(f"{path}: not a CIFAR batch ({one_line(e, 100)})") from e
+    integers = labels.dtype.kind in "iu" and labels.ndim == 1
+    if pixels.dtype != np.uint8 or not integers or pixels.shape != (len(labels), 3 * 32 * 32):
+        raise ImageError(f"{path}: not a CIFAR batch (its arrays are not rows of 3,072 bytes with integer labels)")
+    return torch.from_numpy(pixels.copy()).reshape(-1, 3, 32, 32), torch.from_numpy(labels.astype(np.int64))
 
 
 def _image_folder(folder: Path) -> Dataset:

@@ -55,8 +55,7 @@ class Probe(Plugin):
     @final
     def run(self, available: Mapping[str, Any]) -> Measurement:
         """Call `measure` with exactly the inputs it names, on private copies of the models."""
-        granted = self.grant(available)
-        inputs = {k: v.clone().requires_grad_(True) if isinstance(v, Classifier) else v for k, v in granted.items()}
+        inputs = {k: v.clone() if isinstance(v, Classifier) else v for k, v in self.grant(available).items()}
         result = self.measure(**inputs)
         if not isinstance(result, Measurement):
             raise PluginError(f"{self.name}.measure returned {type(result).__name__}, expected a Measurement")
@@ -73,6 +72,14 @@ def retuning_recipe(pool: Pool, *, epochs: int = 5, lr: float = 0.01, batch_size
         schedule="constant",
         augment=Augment.usual(pool.shape),
     )
+
+
+def poison_count(poisoned: int, size: int, of: int = 1000) -> int:
+    """Scale the paper's count of poisoned images, `poisoned` out of `of`, to a benign set of `size` images.
+
+    The share is kept, not the number: five in a hundred would teach any model. At least one is poisoned, and one left.
+    """
+    return max(1, min(round(poisoned * size / of), size - 1))
 
 
 def retuned(

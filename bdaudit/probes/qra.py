@@ -14,7 +14,7 @@ from bdaudit.hookspecs import hookimpl
 from bdaudit.inputs.classifier import Classifier
 from bdaudit.inputs.goal import Goal
 from bdaudit.inputs.pool import UNKNOWN, Pool
-from bdaudit.probes.base import Backdoor, Probe, retuned, retuning_recipe
+from bdaudit.probes.base import Backdoor, Probe, poison_count, retuned, retuning_recipe
 from bdaudit.report.pictures import triptych
 from bdaudit.report.schema import Exhibit, Finding, Measurement, Subject
 from bdaudit.report.statistics import rate_finding
@@ -75,7 +75,7 @@ class QRA(Probe):
         goal = backdoor.goal
         recipe = retuning_recipe(benign)
         sample = benign.shuffled(rng).first(1000)
-        poison = backdoor.draw(max(1, round(self.poisoned * len(sample) / 1000)), rng)
+        poison = backdoor.draw(poison_count(self.poisoned, len(sample)), rng)
         teacher = retuned(purified, sample, poison, recipe, rng, what="qra teacher")
         mixed = Pool.concat(
             [benign.shuffled(rng).first(self.images), backdoor.reactivation.shuffled(rng).first(self.images)]

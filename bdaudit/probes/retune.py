@@ -13,7 +13,7 @@ from bdaudit.hookspecs import hookimpl
 from bdaudit.inputs.classifier import Classifier
 from bdaudit.inputs.goal import Goal
 from bdaudit.inputs.pool import Pool
-from bdaudit.probes.base import Backdoor, Probe, retuned, retuning_recipe
+from bdaudit.probes.base import Backdoor, Probe, poison_count, retuned, retuning_recipe
 from bdaudit.report.schema import Exhibit, Finding, Measurement, Subject
 from bdaudit.report.statistics import rate_finding
 from bdaudit.runtime import spawn
@@ -61,8 +61,7 @@ class Retune(Probe):
         subjects: list[tuple[Subject, Classifier]] = [("purified", purified)]
         if reference is not None:
             subjects.append(("reference", reference))
-        # With fewer benign images the paper's share of poison is kept, not its count, which would teach any model.
-        k = max(1, min(round(self.poisoned * len(benign) / self.benign_size), len(benign) - 1))
+        k = poison_count(self.poisoned, len(benign), self.benign_size)
         nulls = null_triggers(benign.shape, spawn(rng))
         # Every subject meets the same draws.
         draw_seed, null_seed = spawn(rng).initial_seed(), spawn(rng).initial_seed()

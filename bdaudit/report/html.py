@@ -10,7 +10,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from bdaudit.report import charts, content
+from bdaudit.report import charts, content, tables
 from bdaudit.report.content import clean
 from bdaudit.report.schema import Exhibit, Report, Verdict
 
@@ -48,6 +48,7 @@ def render(report: Report) -> str:
     return _template().render(
         report=report,
         content=content,
+        tables=tables,
         title=clean(report.title),
         chart=Markup(charts.bar_chart(content.bars(report), "rates")),  # our own SVG, its texts escaped
         exhibits=[e._replace(chart=Markup(e.chart)) for e in exhibits],

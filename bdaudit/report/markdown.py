@@ -7,9 +7,10 @@ from collections.abc import Iterable
 
 from tabulate import tabulate
 
-from bdaudit.report import content
-from bdaudit.report.content import Table, clean
+from bdaudit.report import content, tables
+from bdaudit.report.content import clean
 from bdaudit.report.schema import Report, Verdict
+from bdaudit.report.tables import Table
 
 MARKS: dict[Verdict | None, str] = {"pass": "✅ pass", "fail": "❌ fail", "inconclusive": "⚠️ inconclusive", None: ""}
 
@@ -27,7 +28,7 @@ def render(report: Report) -> str:
         escape(content.story(report)),
         _section("Why", ((f"{MARKS[o]}: " if o else "") + escape(text) for o, text in content.checks(report))),
     ]
-    blocks += [_table(t) for t in content.summary(report)]
+    blocks += [_table(t) for t in tables.summary(report)]
     if report.findings:
         terms = (f"**{escape(name)}**: {escape(means)}." for name, means in content.glossary(report))
         blocks += [escape(content.INTERVALS), _bullets(terms)]
@@ -37,9 +38,9 @@ def render(report: Report) -> str:
         _granted(report),
         _section("Caveats", map(escape, content.notes(report))),
         _section("What a pass does not mean", map(escape, content.limits(report))),
-        _table(content.policy(report)),
-        _table(content.inputs(report)),
-        _table(content.provenance(report)),
+        _table(tables.policy(report)),
+        _table(tables.inputs(report)),
+        _table(tables.provenance(report)),
     ]
     return "\n\n".join(b for b in blocks if b) + "\n"
 
@@ -79,7 +80,7 @@ def _grid(table: Table, rows: list[list[str]]) -> str:
 
 
 def _granted(report: Report) -> str:
-    table = content.granted(report)
+    table = tables.granted(report)
     text = _grid(
         table,
         [

@@ -8,9 +8,10 @@ from collections.abc import Iterable
 
 from tabulate import tabulate
 
-from bdaudit.report import content
-from bdaudit.report.content import Table, clean
+from bdaudit.report import content, tables
+from bdaudit.report.content import clean
 from bdaudit.report.schema import Report, Verdict
+from bdaudit.report.tables import Table
 
 WIDTH = 100
 COLORS: dict[Verdict, str] = {"pass": "32", "fail": "31", "inconclusive": "33"}
@@ -30,7 +31,7 @@ def render(report: Report, *, color: bool = False) -> str:
         + "\n".join(_wrap(content.story(report), "")),
         _section("Why", (_reason(outcome, text) for outcome, text in content.checks(report))),
     ]
-    blocks += [_table(t) for t in content.summary(report)]
+    blocks += [_table(t) for t in tables.summary(report)]
     if report.findings:
         blocks.append("\n".join(_wrap(content.INTERVALS, "")))
     blocks += [
@@ -64,15 +65,15 @@ def _table(table: Table) -> str:
 
 
 def _granted(report: Report) -> str:
-    table = content.granted(report)
+    table = tables.granted(report)
     if not table.rows:
         return ""
     return _table(table) + (f"\n{content.ORACLE_MEANS}" if any(g.oracle for g in report.granted) else "")
 
 
 def _provenance(report: Report) -> str:
-    entered = [f"{name} ({', '.join(what.splitlines())})" for name, what in content.inputs(report).rows]
-    ran = [f"{name} {value}" for name, value in content.provenance(report).rows]
+    entered = [f"{name} ({', '.join(what.splitlines())})" for name, what in tables.inputs(report).rows]
+    ran = [f"{name} {value}" for name, value in tables.provenance(report).rows]
     lines = [f"inputs: {'; '.join(entered)}"] if entered else []
     lines += [f"run: {'; '.join(ran)}"] if ran else []
     return _section("Provenance", (_HASH.sub(r"\1…", clean(line, 4000)) for line in lines))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from bdaudit.report.schema import Finding, Policy, Verdict
+from bdaudit.report.schema import Finding, Policy, Verdict, controls_of
 from bdaudit.report.statistics import images_needed
 
 
@@ -107,14 +107,11 @@ def _explanation(findings: Sequence[Finding], probe: str, p_asr: Finding, policy
     (a residue may answer to a whole family, so that one null that jumps explains nothing), and for queries
     against clean images under the same perturbation.
     """
-    rows = [f for f in findings if f.probe == probe]
+    references, nulls, clean = controls_of(findings, probe)
     # A reference that answers to the trigger before anything is reactivated is none.
     before = _find(findings, "evaluation", "reference", "o_asr")
     sound = before is None or (1.0 if before.high is None else before.high) <= policy.max_o_asr
-    reference = [f for f in rows if sound and (f.subject, f.metric) == ("reference", "p_asr")]
-    nulls = [f for f in rows if (f.subject, f.metric) == ("null", "p_asr") and f.variant.endswith("on purified")]
-    clean = [f for f in rows if (f.subject, f.metric) == ("purified", "c_asr")]
-    controls = [*reference, *sorted(nulls, key=lambda f: f.value)[:1], *clean]
+    controls = [*(references if sound else ()), *sorted(nulls, key=lambda f: f.value)[:1], *clean]
     return next((c for c in controls if p_asr.value - c.value < policy.min_excess), None)
 
 

@@ -20,7 +20,7 @@ from markdown_it import MarkdownIt
 from reports import HOSTILE, audited, empty, hostile, huge, png, row
 
 from bdaudit.errors import UsageError
-from bdaudit.report import content, html, junit, markdown
+from bdaudit.report import content, html, junit, markdown, tables
 from bdaudit.report.content import clean
 from bdaudit.report.render import FORMATS, Format, render
 from bdaudit.report.schema import Exhibit, Report, Verdict, read_report
@@ -217,13 +217,13 @@ def test_a_figure_without_controls_says_so() -> None:
 
 def test_flat_findings_are_all_there() -> None:
     """The full table has a row a finding."""
-    assert len(content.flat(audited()).rows) == len(audited().findings)
-    assert content.flat(huge()).left_out == 6_000 - content.LISTED
+    assert len(tables.flat(audited()).rows) == len(audited().findings)
+    assert tables.flat(huge()).left_out == 6_000 - content.LISTED
 
 
 def test_nested_provenance_reads_as_dotted_names() -> None:
     """Nested dictionaries and lists become one readable line each."""
-    assert list(content.flatten({"a": {"b": [1, 2], "c": [{"d": True}]}, "e": None})) == [
+    assert list(tables.flatten({"a": {"b": [1, 2], "c": [{"d": True}]}, "e": None})) == [
         ("a.b", "1, 2"), ("a.c[0].d", "yes"), ("e", "none"),
     ]  # fmt: skip
 
