@@ -5,30 +5,34 @@
 #include <algorithm>
 #include <cstdint>
 #include <stdexcept>
+#include <string>
+#include <type_traits>
 
 #include "blend.h"
 #include "cpu.h"
+#include "distance.h"
+#include "losses.h"
+#include "warp.h"
 
 // Raise it, here and in bdaudit/ops/extension.py, with every change to a signature or to its meaning: a stale build is
 // then refused.
-#define BDAUDIT_ABI 1
+#define BDAUDIT_ABI 2
 
 namespace py = pybind11;
-using Address = std::uintptr_t;
 
 namespace {
 
-template <class T>
-T* at(Address address) {
-    return reinterpret_cast<T*>(address);  // NOLINT: the whole point of this file
-}
+// Python passes an address as an integer; sizes and numbers are what they are.
+template <class Field>
+using Given = std::conditional_t<std::is_pointer_v<Field>, std::uintptr_t, Field>;
 
-bdaudit::Blend blend_task(Address images, Address pattern, Address weight, Address slots, Address blocks, Address out,
-                          std::int64_t n, std::int64_t c, std::int64_t h, std::int64_t w, std::int64_t masks,
-                          std::int64_t bh, std::int64_t bw) {
-    return {at<const std::uint8_t>(images), at<const std::uint8_t>(pattern), at<const std::int16_t>(weight),
-            at<const std::int64_t>(slots), at<const std::uint8_t>(blocks), at<std::uint8_t>(out),
-            n, c, h, w, masks, bh, bw};
+template <class Field>
+Field field(Given<Field> given) {
+    if constexpr (std::is_pointer_v<Field>) {
+        return reinterpret_cast<Field>(given);  // NOLINT: the whole point of this file
+    } else {
+        return given;
+    }
 }
 
 // -1 asks for the best; any other one above what this processor has is lowered to it.
@@ -37,24 +41,37 @@ bdaudit::Isa isa_of(int isa) {
     return static_cast<bdaudit::Isa>(isa < 0 ? best : std::min(isa, best));
 }
 
-void blend_cpu(Address images, Address pattern, Address weight, Address slots, Address blocks, Address out,
-               std::int64_t n, std::int64_t c, std::int64_t h, std::int64_t w, std::int64_t masks, std::int64_t bh,
-               std::int64_t bw, int threads, int isa) {
-    const auto task = blend_task(images, pattern, weight, slots, blocks, out, n, c, h, w, masks, bh, bw);
-    bdaudit::blend_cpu(task, threads, isa_of(isa));
-}
-
-void blend_cuda(Address images, Address pattern, Address weight, Address slots, Address blocks, Address out,
-                std::int64_t n, std::int64_t c, std::int64_t h, std::int64_t w, std::int64_t masks, std::int64_t bh,
-                std::int64_t bw, [[maybe_unused]] int device, [[maybe_unused]] Address stream) {
-    [[maybe_unused]] const auto task =
-        blend_task(images, pattern, weight, slots, blocks, out, n, c, h, w, masks, bh, bw);
 #ifdef BDAUDIT_WITH_CUDA
-    bdaudit::blend_cuda(task, device, stream);
+#define BDAUDIT_CUDA_KERNEL(kernel) bdaudit::kernel
 #else
+template <class Task>
+void not_built(const Task&, int, std::uintptr_t) {
     throw std::runtime_error("bdaudit was built without CUDA");
-#endif
 }
+#define BDAUDIT_CUDA_KERNEL(kernel) not_built
+#endif
+
+// Defines NAME_cpu(fields..., threads, isa=-1) and NAME_cuda(fields..., device, stream), the fields being Task's in
+// their order.
+template <class Task, class... Fields>
+struct Operator {
+    static void define(py::module_& m, const std::string& name, void (*cpu)(const Task&, int, bdaudit::Isa),
+                       void (*cuda)(const Task&, int, std::uintptr_t)) {
+        const auto release = py::call_guard<py::gil_scoped_release>();
+        m.def((name + "_cpu").c_str(), [cpu](Given<Fields>... given, int threads, int isa) {
+            cpu(Task{field<Fields>(given)...}, threads, isa_of(isa));
+        }, release);
+        m.def((name + "_cpu").c_str(), [cpu](Given<Fields>... given, int threads) {
+            cpu(Task{field<Fields>(given)...}, threads, bdaudit::best_isa());
+        }, release);
+        m.def((name + "_cuda").c_str(), [cuda](Given<Fields>... given, int device, std::uintptr_t stream) {
+            cuda(Task{field<Fields>(given)...}, device, stream);
+        }, release);
+    }
+};
+
+using Byte = std::uint8_t;
+using Size = std::int64_t;
 
 }  // namespace
 
@@ -75,11 +92,14 @@ PYBIND11_MODULE(_csrc, m, py::mod_gil_not_used()) {
         return features;
     }, "Instruction sets with whether they can be used here; empty off x86.");
 
-    const auto release = py::call_guard<py::gil_scoped_release>();
-    m.def("blend_cpu", &blend_cpu, release, py::arg("images"), py::arg("pattern"), py::arg("weight"), py::arg("slots"),
-          py::arg("blocks"), py::arg("out"), py::arg("n"), py::arg("c"), py::arg("h"), py::arg("w"), py::arg("masks"),
-          py::arg("bh"), py::arg("bw"), py::arg("threads"), py::arg("isa") = -1);
-    m.def("blend_cuda", &blend_cuda, release, py::arg("images"), py::arg("pattern"), py::arg("weight"),
-          py::arg("slots"), py::arg("blocks"), py::arg("out"), py::arg("n"), py::arg("c"), py::arg("h"), py::arg("w"),
-          py::arg("masks"), py::arg("bh"), py::arg("bw"), py::arg("device"), py::arg("stream"));
+    Operator<bdaudit::Blend, const Byte*, const Byte*, const std::int16_t*, const Size*, const Byte*, Byte*, Size, Size,
+             Size, Size, Size, Size, Size>::define(m, "blend", bdaudit::blend_cpu, BDAUDIT_CUDA_KERNEL(blend_cuda));
+    Operator<bdaudit::Warp, const Byte*, const std::int32_t*, const Size*, const Byte*, Byte*, Size, Size, Size, Size,
+             float, float>::define(m, "warp", bdaudit::warp_cpu, BDAUDIT_CUDA_KERNEL(warp_cuda));
+    Operator<bdaudit::SampleLosses, const void*, const Size*, float*, Size*, Size*, Size, Size, Size>::define(
+        m, "sample_losses", bdaudit::sample_losses_cpu, BDAUDIT_CUDA_KERNEL(sample_losses_cuda));
+    Operator<bdaudit::MinClassDistance, const void*, const float*, const Size*, float*, Size, Size, Size, Size>::define(
+        m, "min_class_distance", bdaudit::min_class_distance_cpu, BDAUDIT_CUDA_KERNEL(min_class_distance_cuda));
+    Operator<bdaudit::ClassMeans, const void*, const Size*, float*, Size*, double*, Size, Size, Size, Size, Size>::define(
+        m, "class_means", bdaudit::class_means_cpu, BDAUDIT_CUDA_KERNEL(class_means_cuda));
 }

@@ -5,12 +5,11 @@
 #include <memory>
 
 #include "memory.h"
+#include "simd.h"
 #include "threads.h"
 
 #if defined(__x86_64__)
 #include <immintrin.h>
-#define BDAUDIT_AVX2 __attribute__((target("avx2")))
-#define BDAUDIT_AVX512 __attribute__((target("avx2,avx512f,avx512bw")))
 #endif
 
 namespace bdaudit {

@@ -1,38 +1,11 @@
 #include "blend.h"
 
-#include <cuda_runtime.h>
-
 #include <algorithm>
-#include <stdexcept>
-#include <string>
+
+#include "cuda.h"
 
 namespace bdaudit {
 namespace {
-
-void check(cudaError_t error, const char* doing) {
-    if (error == cudaSuccess) return;
-    throw std::runtime_error(std::string("CUDA: ") + doing + " failed: " + cudaGetErrorString(error));
-}
-
-// Makes a device current, and the one before it again at the end.
-class OnDevice {
-public:
-    explicit OnDevice(int device) {
-        check(cudaGetDevice(&before_), "asking for the current device");
-        if (device == before_) return;
-        check(cudaSetDevice(device), "choosing the device");
-        moved_ = true;
-    }
-    ~OnDevice() {
-        if (moved_) cudaSetDevice(before_);
-    }
-    OnDevice(const OnDevice&) = delete;
-    OnDevice& operator=(const OnDevice&) = delete;
-
-private:
-    int before_ = 0;
-    bool moved_ = false;
-};
 
 // Bytes that move between memory and registers in one instruction.
 template <int bytes>
@@ -94,19 +67,17 @@ __global__ void __launch_bounds__(256) blend_kernel(const Blend task) {
 }
 
 template <int pixels>
-void launch(const Blend& task, int processors, cudaStream_t stream) {
+void launch(const Blend& task, std::int64_t processors, cudaStream_t stream) {
     const std::int64_t packets = (task.c * task.h * task.w + pixels - 1) / pixels;
     const std::int64_t threads = std::min<std::int64_t>(256, (packets + 31) / 32 * 32);
     const std::int64_t columns = (packets + threads - 1) / threads;
     // Enough blocks to fill the device a few times over, and no more: each one reads the pattern again.
-    const std::int64_t wanted = std::max<std::int64_t>(1, processors * std::int64_t{4 * 2048} / (columns * threads));
+    const std::int64_t wanted = std::max<std::int64_t>(1, processors * 4 * 2048 / (columns * threads));
     const std::int64_t rows = std::min({task.n, wanted, std::int64_t{65535}});
     const dim3 grid(static_cast<unsigned>(columns), static_cast<unsigned>(rows));
     const auto kernel = task.blocks ? blend_kernel<pixels, true> : blend_kernel<pixels, false>;
     kernel<<<grid, static_cast<unsigned>(threads), 0, stream>>>(task);
 }
-
-bool aligned(const void* at) { return reinterpret_cast<std::uintptr_t>(at) % 16 == 0; }
 
 }  // namespace
 
@@ -114,10 +85,8 @@ void blend_cuda(const Blend& task, int device, std::uintptr_t stream) {
     const std::int64_t size = task.c * task.h * task.w;
     if (task.n <= 0 || size <= 0) return;
     const OnDevice guard(device);
-    int processors = 0;
-    check(cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device), "asking for the device's size");
-    const bool packets = size % 16 == 0 && aligned(task.images) && aligned(task.out);
-    (packets ? launch<16> : launch<1>)(task, processors, reinterpret_cast<cudaStream_t>(stream));
+    const bool packets = size % 16 == 0 && aligned(task.images, 16) && aligned(task.out, 16);
+    (packets ? launch<16> : launch<1>)(task, guard.processors(), reinterpret_cast<cudaStream_t>(stream));
     check(cudaGetLastError(), "launching blend");
 }
 

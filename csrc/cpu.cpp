@@ -37,8 +37,8 @@ bool tiles_enabled() {
 }  // namespace
 
 Isa best_isa() {
-    if (__builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512f")) return Isa::avx512;
-    return __builtin_cpu_supports("avx2") ? Isa::avx2 : Isa::portable;
+    if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("fma")) return Isa::portable;
+    return __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512f") ? Isa::avx512 : Isa::avx2;
 }
 
 std::vector<std::pair<std::string, bool>> cpu_features() {

@@ -17,7 +17,7 @@ from bdaudit.errors import BackendError, one_line
 
 NAME = "bdaudit.ops._csrc"
 # The same number stands in csrc/bindings.cpp.
-ABI = 1
+ABI = 2
 
 Implementation = Literal["extension", "reference"]
 

@@ -1,24 +1,18 @@
 """Operators that put triggers into whole batches of uint8 images."""
 
+import math
 import numbers
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from bdaudit.errors import UsageError
-from bdaudit.ops import extension, reference
+from bdaudit.ops import reference
+from bdaudit.ops.checks import check, check_range, kind_of, readable, shape_of
+from bdaudit.ops.register import Launch, contract, operator
 
-# Not custom_op: its calls cost twice as much. Any, because torch leaves its functions untyped.
-_torch_library: Any = torch.library
-_library = _torch_library.Library("bdaudit", "FRAGMENT")
-# images (N, C, H, W) uint8; pattern (C, H, W) uint8; weight (C, H, W) int16 in Q15; slots (N) int64, the
-# index of the image's mask among blocks, negative to leave the image as it is; blocks (M, BH, BW) uint8.
-_library.define(
-    "blend(Tensor images, Tensor pattern, Tensor weight, Tensor? slots, Tensor? blocks) -> Tensor",
-    tags=(torch.Tag.pt2_compliant_tag,),
-)
-_blend = torch.ops.bdaudit.blend.default
+# Positions have 13 bits after the point and must fit into 32 with room for jitter, and so must a block of pixels.
+LARGEST_SIDE = 8192
 
 
 def blend(
@@ -50,14 +44,12 @@ def blend(
 
     Raises UsageError if an argument has the wrong type, shape, device or values.
     """
-    _check(images, "images", (torch.uint8,), images.device)
-    if images.dim() != 4:
-        raise UsageError(f"images have shape {_shape(images)}; expected (N, C, H, W)")
+    _check_images(images)
     n, channels, height, width = images.shape
     shape = (channels, height, width)
-    _check(pattern, "pattern", (torch.uint8,), images.device)
+    check(pattern, "pattern", (torch.uint8,), images.device, one=True)
     if pattern.shape not in (shape, (1, height, width)):
-        raise UsageError(f"pattern has shape {_shape(pattern)}; expected {shape} or (1, {height}, {width})")
+        raise UsageError(f"pattern has shape {shape_of(pattern)}; expected {shape} or (1, {height}, {width})")
     if not isinstance(weight, Tensor):
         # Filled on the device: a copy to it could not be captured in a CUDA graph.
         weight = torch.full((), _q15(weight), dtype=torch.int16, device=images.device)
@@ -66,16 +58,16 @@ def blend(
         weight = weight.to(images.device)
     elif weight.shape not in (shape, (1, height, width), (height, width)):
         raise UsageError(
-            f"weight has shape {_shape(weight)}; expected a number, ({height}, {width}), "
+            f"weight has shape {shape_of(weight)}; expected a number, ({height}, {width}), "
             f"(1, {height}, {width}) or {shape}"
         )
-    _check(weight, "weight", (torch.int16,), images.device)
+    check(weight, "weight", (torch.int16,), images.device, one=True)
     slots = None if rows is None else _slots(rows, n).to(images.device)
     if blocks is not None:
-        _check(blocks, "blocks", (torch.uint8, torch.bool), images.device)
+        check(blocks, "blocks", (torch.uint8, torch.bool), images.device)
         masks = len(rows) if rows is not None and rows.dtype != torch.bool else n
         if blocks.dim() != 3 or len(blocks) != masks or 0 in blocks.shape[1:]:
-            raise UsageError(f"blocks have shape {_shape(blocks)}; expected ({masks}, BH, BW), a mask for each image")
+            raise UsageError(f"blocks have shape {shape_of(blocks)}; expected ({masks}, BH, BW), a mask for each image")
         blocks = blocks.view(torch.uint8)
     result: Tensor = _blend(images, pattern.expand(shape), weight.expand(shape), slots, blocks)
     return result
@@ -92,13 +84,90 @@ def quantize(weight: float | Tensor) -> Tensor:
     if weight.dtype == torch.int16:
         return weight
     if not (weight.is_floating_point() or weight.dtype == torch.bool):
-        raise UsageError(f"weight is {_kind(weight)}; expected floating point from 0 to 1, or bool")
+        raise UsageError(f"weight is {kind_of(weight)}; expected floating point from 0 to 1, or bool")
     weight = weight.float()
-    if weight.numel() and not torch.compiler.is_compiling():
+    if weight.numel() and readable(weight):
         low, high = (float(value) for value in weight.aminmax())
         if not (low >= 0 and high <= 1):  # Written so that NaN fails.
             raise UsageError(f"weight has values from {low} to {high}; expected 0 to 1")
     return (weight * 32768).round_().clamp_(max=32767).to(torch.int16)
+
+
+def warp(
+    images: Tensor,
+    flow: Tensor,
+    *,
+    rows: Tensor | None = None,
+    jitter: float = 0.0,
+    seed: int | Tensor = 0,
+) -> Tensor:
+    """Warp images along one flow field, as WaNet's trigger does, as new uint8 images.
+
+    The result is grid_sample's with align_corners=True, bilinear and zero outside, within a level of 255. The
+    arithmetic is in integers, on positions of 13 bits after the point, so that every backend gives the same
+    bytes.
+
+    images  uint8 (N, C, H, W), H and W at most 8,192; made contiguous first if it is not, and the result is
+            contiguous
+    flow    floating point (H, W, 2) on the device of the images: where each pixel is read, x then y, -1 and 1
+            being the centres of the first and the last pixel; or what `positions` made of it
+    rows    which images to warp, the others being copied as they are: int64 indices without repetition, or a
+            bool mask (N); all images if None. It may be on the CPU when the images are not
+    jitter  WaNet's noise mode, in the units of the flow: every position of every image moves by its own draw
+            from (-jitter, jitter) in x and in y, and then back into the image. From 0 (none) to 2
+    seed    where the draws come from: a number, image i then having its own draw of it; or int64 (N), a seed
+            for each image, so that its jitter does not depend on the batch that it comes in
+
+    On CUDA the work is queued on the current stream. Checking the values of a floating-point flow or of
+    indices that are on the GPU waits for it; positions with a bool mask or all rows never wait and can be
+    captured in a graph. Inside torch.compile those values are not checked.
+
+    Raises UsageError if an argument has the wrong type, shape, device or values.
+    """
+    _check_images(images)
+    n, _, height, width = images.shape
+    if max(height, width) > LARGEST_SIDE:
+        raise UsageError(f"images are {height} x {width}; expected at most {LARGEST_SIDE} a side")
+    if isinstance(flow, Tensor) and flow.shape != (height, width, 2):
+        raise UsageError(f"flow has shape {shape_of(flow)}; expected ({height}, {width}, 2)")
+    fixed = positions(flow)
+    check(fixed, "flow", (torch.int32,), images.device, one=True)
+    if not isinstance(jitter, numbers.Real) or not 0 <= jitter <= 2:
+        raise UsageError(f"jitter is {jitter!r}; expected a number from 0 to 2")
+    mask = None
+    if rows is not None:
+        mask = rows if _is_mask(rows, n) else _slots(rows, n) >= 0
+        mask = mask.to(images.device)
+    seeds = _seeds(seed, n, images.device) if jitter else None
+    across, down = (jitter * (side - 1) / 2 * (1 << reference.POSITION_BITS) for side in (width, height))
+    result: Tensor = _warp(images, fixed, seeds, mask, float(across), float(down))
+    return result
+
+
+def positions(flow: Tensor) -> Tensor:
+    """Turn a flow field into the int32 that `warp` computes with: pixels, with 13 bits after the point.
+
+    A flow that is used again and again need be turned only once: an int32 tensor is returned as it is. What
+    lies more than a pixel outside the image is brought to a pixel outside, where it is as black. Raises
+    UsageError for a flow that is not (H, W, 2) of finite floating-point values.
+    """
+    if isinstance(flow, Tensor) and flow.dtype == torch.int32:
+        return flow
+    if not isinstance(flow, Tensor) or not flow.is_floating_point() or flow.dim() != 3 or flow.shape[2] != 2:
+        raise UsageError(f"flow is {kind_of(flow)}; expected floating point of shape (H, W, 2)")
+    if readable(flow) and not bool(flow.isfinite().all()):
+        raise UsageError("flow has values that are not finite; expected positions from -1 to 1")
+    height, width, _ = flow.shape
+    # In double, one operation at a time: the same integers on every device.
+    columns = ((flow[..., 0].double() + 1) * ((width - 1) / 2)).clamp(-1, width)
+    lines = ((flow[..., 1].double() + 1) * ((height - 1) / 2)).clamp(-1, height)
+    return (torch.stack([columns, lines], dim=-1) * (1 << reference.POSITION_BITS)).round().to(torch.int32)
+
+
+def _check_images(images: Tensor) -> None:
+    check(images, "images", (torch.uint8,), images.device if isinstance(images, Tensor) else torch.device("cpu"))
+    if images.dim() != 4:
+        raise UsageError(f"images have shape {shape_of(images)}; expected (N, C, H, W)")
 
 
 def _q15(weight: float) -> int:
@@ -109,102 +178,117 @@ def _q15(weight: float) -> int:
     return min(round(weight * 32768), 32767)
 
 
+def _is_mask(rows: Tensor, n: int) -> bool:
+    if not isinstance(rows, Tensor) or rows.dtype not in (torch.int64, torch.bool) or rows.dim() != 1:
+        raise UsageError(f"rows are {kind_of(rows)}; expected int64 indices or a bool mask ({n})")
+    if rows.dtype != torch.bool:
+        return False
+    if len(rows) != n:
+        raise UsageError(f"rows are a mask of {len(rows)}; expected one value for each of the {n} images")
+    return True
+
+
 def _slots(rows: Tensor, n: int) -> Tensor:
     """Where each image finds its mask: its place in `rows`, -1 if it is not there."""
-    if not isinstance(rows, Tensor) or rows.dtype not in (torch.int64, torch.bool) or rows.dim() != 1:
-        raise UsageError(f"rows are {_kind(rows)}; expected int64 indices or a bool mask ({n})")
-    if rows.dtype == torch.bool:
-        if len(rows) != n:
-            raise UsageError(f"rows are a mask of {len(rows)}; expected one value for each of the {n} images")
+    if _is_mask(rows, n):
         return torch.where(rows, torch.arange(n, device=rows.device), -1)
-    known = not torch.compiler.is_compiling()
-    if known and len(rows):
-        low, high = (int(value) for value in rows.aminmax())
-        if low < 0 or high >= n:
-            raise UsageError(f"rows have indices from {low} to {high}; expected 0 to {n - 1}")
+    check_range(rows, "row indices", 0, n)
     slots = torch.full((n,), -1, device=rows.device)
     slots[rows] = torch.arange(len(rows), device=rows.device)
-    if known and int((slots >= 0).sum()) != len(rows):
+    if readable(slots) and int((slots >= 0).sum()) != len(rows):
         raise UsageError("rows name an image more than once; expected each index at most once")
     return slots
 
 
-def _check(tensor: object, name: str, dtypes: tuple[torch.dtype, ...], device: torch.device) -> None:
-    verb = "is" if name in ("pattern", "weight") else "are"
-    if not isinstance(tensor, Tensor) or tensor.dtype not in dtypes:
-        expected = " or ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
-        raise UsageError(f"{name} {verb} {_kind(tensor)}; expected a tensor of {expected}")
-    if tensor.device != device:
-        raise UsageError(f"{name} {verb} on {tensor.device}; expected the device of the images, {device}")
+def _seeds(seed: int | Tensor, n: int, device: torch.device) -> Tensor:
+    if isinstance(seed, Tensor):
+        check(seed, "seeds", (torch.int64,), device)
+        if seed.shape != (n,):
+            raise UsageError(f"seeds have shape {shape_of(seed)}; expected ({n},), one for each image")
+        return seed
+    if not isinstance(seed, int):
+        raise UsageError(f"seed is {kind_of(seed)}; expected an integer or an int64 tensor ({n})")
+    # Far apart, so that two seeds share no image's draw.
+    start = seed * 0x9E3779B97F4A7C15 % (1 << 64)
+    return torch.arange(n, device=device) + (start - (1 << 64) if start >> 63 else start)
 
 
-def _kind(value: object) -> str:
-    if isinstance(value, Tensor):
-        return f"{str(value.dtype).removeprefix('torch.')} of shape {_shape(value)}"
-    return f"a {type(value).__name__}"
-
-
-def _shape(tensor: Tensor) -> tuple[int, ...]:
-    return tuple(tensor.shape)
-
-
-def _blend_fake(images: Tensor, pattern: Tensor, weight: Tensor, slots: Tensor | None, blocks: Tensor | None) -> Tensor:
-    return torch.empty_like(images, memory_format=torch.contiguous_format)
-
-
-def _blend_cpu(images: Tensor, pattern: Tensor, weight: Tensor, slots: Tensor | None, blocks: Tensor | None) -> Tensor:
-    if extension.load() is None:
-        return reference.blend(images, pattern, weight, slots, blocks)
-    return _blend_kernel("blend_cpu", images, pattern, weight, slots, blocks, torch.get_num_threads())
-
-
-def _blend_cuda(images: Tensor, pattern: Tensor, weight: Tensor, slots: Tensor | None, blocks: Tensor | None) -> Tensor:
-    if not extension.has_cuda():
-        return reference.blend(images, pattern, weight, slots, blocks)
-    stream = torch.cuda.current_stream(images.device)
-    return _blend_kernel("blend_cuda", images, pattern, weight, slots, blocks, images.get_device(), stream.cuda_stream)
-
-
-def _blend_kernel(
-    kernel: str,
-    images: Tensor,
-    pattern: Tensor,
-    weight: Tensor,
-    slots: Tensor | None,
-    blocks: Tensor | None,
-    *where: int,
+def _blend_compute(
+    launch: Launch, images: Tensor, pattern: Tensor, weight: Tensor, slots: Tensor | None, blocks: Tensor | None
 ) -> Tensor:
-    # `blend` has checked all this; whoever calls the operator itself must not read wild memory either.
-    if (
-        (images.dtype, pattern.dtype, weight.dtype) != (torch.uint8, torch.uint8, torch.int16)
-        or images.dim() != 4
-        or not images.shape[1:] == pattern.shape == weight.shape
-        or (slots is not None and (slots.dtype != torch.int64 or slots.shape != images.shape[:1]))
-        or (blocks is not None and (blocks.dtype != torch.uint8 or blocks.dim() != 3))
-        or (slots is None and blocks is not None and len(blocks) != len(images))
-    ):
-        raise UsageError("torch.ops.bdaudit.blend got tensors outside its contract; call bdaudit.ops.blend")
+    contract(
+        "blend",
+        (images.dtype, pattern.dtype, weight.dtype) == (torch.uint8, torch.uint8, torch.int16)
+        and images.dim() == 4
+        and images.shape[1:] == pattern.shape == weight.shape
+        and (slots is None or (slots.dtype == torch.int64 and slots.shape == images.shape[:1]))
+        and (blocks is None or (blocks.dtype == torch.uint8 and blocks.dim() == 3))
+        and (slots is not None or blocks is None or len(blocks) == len(images)),
+    )
     out = torch.empty_like(images, memory_format=torch.contiguous_format)
-    # Held by name until the kernel has run: an address alone keeps nothing alive.
-    images, pattern, weight = images.contiguous(), pattern.contiguous(), weight.contiguous()
-    slots = None if slots is None else slots.contiguous()
-    blocks = None if blocks is None else blocks.contiguous()
-    extension.call(
-        kernel,
-        images.data_ptr(),
-        pattern.data_ptr(),
-        weight.data_ptr(),
-        0 if slots is None else slots.data_ptr(),
-        0 if blocks is None else blocks.data_ptr(),
-        out.data_ptr(),
+    launch(
+        images.contiguous(),
+        pattern.contiguous(),
+        weight.contiguous(),
+        None if slots is None else slots.contiguous(),
+        None if blocks is None else blocks.contiguous(),
+        out,
         *images.shape,
         *((0, 0, 0) if blocks is None else blocks.shape),
-        *where,
     )
     return out
 
 
-_torch_library.register_fake("bdaudit::blend", _blend_fake, lib=_library)
-_library.impl("blend", _blend_cpu, "CPU")
-_library.impl("blend", _blend_cuda, "CUDA")
-_library.impl("blend", reference.blend, "CompositeExplicitAutograd")
+def _warp_compute(
+    launch: Launch,
+    images: Tensor,
+    positions: Tensor,
+    seeds: Tensor | None,
+    rows: Tensor | None,
+    jitter_x: float,
+    jitter_y: float,
+) -> Tensor:
+    contract(
+        "warp",
+        (images.dtype, positions.dtype) == (torch.uint8, torch.int32)
+        and images.dim() == 4
+        and max(images.shape[2:]) <= LARGEST_SIDE
+        and positions.shape == (*images.shape[2:], 2)
+        and (seeds is None or (seeds.dtype == torch.int64 and seeds.shape == images.shape[:1]))
+        and (rows is None or (rows.dtype == torch.bool and rows.shape == images.shape[:1]))
+        and all(math.isfinite(jitter) and 0 <= jitter <= 1 << 28 for jitter in (jitter_x, jitter_y)),
+    )
+    out = torch.empty_like(images, memory_format=torch.contiguous_format)
+    launch(
+        images.contiguous(),
+        positions.contiguous(),
+        None if seeds is None else seeds.contiguous(),
+        None if rows is None else rows.contiguous(),
+        out,
+        *images.shape,
+        jitter_x,
+        jitter_y,
+    )
+    return out
+
+
+def _like_images(images: Tensor, *_: object) -> Tensor:
+    return torch.empty_like(images, memory_format=torch.contiguous_format)
+
+
+# images (N, C, H, W) uint8; pattern (C, H, W) uint8; weight (C, H, W) int16 in Q15; slots (N) int64, the
+# index of the image's mask among blocks, negative to leave the image as it is; blocks (M, BH, BW) uint8.
+_blend = operator(
+    "blend(Tensor images, Tensor pattern, Tensor weight, Tensor? slots, Tensor? blocks) -> Tensor",
+    reference=reference.blend,
+    fake=_like_images,
+    compute=_blend_compute,
+)
+# images (N, C, H, W) uint8; positions (H, W, 2) int32 in Q13 pixels; seeds (N) int64, none for no jitter; rows (N)
+# bool, none for all; how far jitter moves a position at most, in Q13 pixels.
+_warp = operator(
+    "warp(Tensor images, Tensor positions, Tensor? seeds, Tensor? rows, float jitter_x, float jitter_y) -> Tensor",
+    reference=reference.warp,
+    fake=_like_images,
+    compute=_warp_compute,
+)

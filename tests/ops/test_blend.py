@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from common import each_device, needs_kernels, random_bytes, without_kernels
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -10,13 +11,6 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from bdaudit import ops
 from bdaudit.errors import UsageError
 from bdaudit.ops import extension, reference
-
-DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
-each_device = pytest.mark.parametrize("device", DEVICES)
-
-
-def random_bytes(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randint(0, 256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(seed))
 
 
 @st.composite
@@ -102,10 +96,7 @@ def test_blend_means_what_its_documentation_says(device: str, problem: dict[str,
 @settings(max_examples=40, deadline=None, derandomize=True)
 @given(problem=problems())
 def test_reference_and_kernels_give_the_same_bytes(problem: dict[str, Tensor | None]) -> None:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(extension, "load", lambda: None)
-        without = call(problem)
-    assert torch.equal(without, call(problem))
+    assert torch.equal(without_kernels(lambda: call(problem)), call(problem))
 
 
 @each_device
@@ -124,7 +115,7 @@ def test_large_batches_give_the_same_bytes(device: str, shape: tuple[int, ...], 
     assert torch.equal(result.cpu(), expected)
 
 
-@pytest.mark.skipif(extension.load() is None, reason="the extension is not built")
+@needs_kernels
 @pytest.mark.parametrize("isa", [0, 1, 2])
 @pytest.mark.parametrize("threads", [1, 2, 7])
 def test_threads_and_instruction_sets_give_the_same_bytes(isa: int, threads: int) -> None:
@@ -203,8 +194,8 @@ NAN = float("nan")
             "weight has shape (8,); expected a number, (8, 8), (1, 8, 8) or (3, 8, 8)",
         ),
         ({"weight": torch.ones(2, 8, 8)}, "weight has shape (2, 8, 8); expected a number"),
-        ({"rows": torch.tensor([0, 4])}, "rows have indices from 0 to 4; expected 0 to 3"),
-        ({"rows": torch.tensor([-1])}, "rows have indices from -1 to -1; expected 0 to 3"),
+        ({"rows": torch.tensor([0, 4])}, "row indices are from 0 to 4; expected 0 to 3"),
+        ({"rows": torch.tensor([-1])}, "row indices are from -1 to -1; expected 0 to 3"),
         ({"rows": torch.tensor([1, 1])}, "rows name an image more than once"),
         (
             {"rows": torch.tensor([0.5])},
