@@ -12,8 +12,9 @@ namespace bdaudit {
 namespace {
 
 // exp(x) for x in [-87, 0], to about 1 ulp: 2^n times a polynomial in what is left, |r| <= log(2) / 2. NaN stays NaN.
-template <class Floats, class Ints>
+template <int lanes, class Floats = typename Vector<lanes>::Floats>
 BDAUDIT_INLINE Floats exp_of(const Floats& x) {
+    using Words = typename Vector<lanes>::Words;
     // Adding 1.5 * 2^23 rounds to an integer and leaves it in the low bits.
     const Floats shifted = x * 1.44269504f + 12582912.0f;
     const Floats n = shifted - 12582912.0f;
@@ -24,16 +25,17 @@ BDAUDIT_INLINE Floats exp_of(const Floats& x) {
     y = y * r + 1.66666667e-1f;
     y = y * r + 0.5f;
     y = y * r * r + r + 1.0f;
-    return y * bits<Floats>((bits<Ints>(shifted) << 23) + 0x3f800000);
+    return y * bits<Floats>((bits<Words>(shifted) << 23) + 0x3f800000u);
 }
 
 // log(x) for normal x >= 1, to about 1 ulp: the exponent, and 2 atanh((m - 1) / (m + 1)) of the mantissa m, which is
 // taken from [sqrt(1/2), sqrt(2)) so that the series is short.
-template <class Floats, class Ints>
+template <int lanes, class Floats = typename Vector<lanes>::Floats>
 BDAUDIT_INLINE Floats log_of(const Floats& x) {
-    const Ints raw = bits<Ints>(x) - 0x3f3504f3;
-    const Floats exponent = __builtin_convertvector(raw >> 23, Floats);
-    const Floats m = bits<Floats>((raw & 0x007fffff) + 0x3f3504f3);
+    using Words = typename Vector<lanes>::Words;
+    const Words raw = bits<Words>(x) - 0x3f3504f3u;
+    const Floats exponent = __builtin_convertvector(bits<typename Vector<lanes>::Ints>(raw >> 23), Floats);
+    const Floats m = bits<Floats>((raw & 0x007fffffu) + 0x3f3504f3u);
     const Floats s = (m - 1.0f) / (m + 1.0f);
     const Floats z = s * s;
     const Floats series = ((z * 0.222222222f + 0.285714286f) * z + 0.4f) * z + 0.666666667f;
@@ -54,8 +56,8 @@ BDAUDIT_INLINE void transpose(const T* logits, std::int64_t c, std::int64_t rows
 
 // A row in each lane. The largest logit first, then the sums: the second pass finds the rows in the cache.
 template <int lanes, class T>
-BDAUDIT_INLINE void rows_of(const SampleLosses& task, std::int64_t first, std::int64_t rows, float* tile,
-                            std::int64_t& nans) {
+BDAUDIT_INLINE void rows_of(const SampleLosses& task, std::int64_t first, std::int64_t rows,
+                            float* tile, std::int64_t& nans) {
     using Floats = typename Vector<lanes>::Floats;
     using Ints = typename Vector<lanes>::Ints;
     const T* logits = static_cast<const T*>(task.logits) + first * task.c;
@@ -82,7 +84,7 @@ BDAUDIT_INLINE void rows_of(const SampleLosses& task, std::int64_t first, std::i
         for (std::int64_t at = begin; at < end; ++at) {
             Floats below = load<Floats>(tile + (at - begin) * lanes) - largest;
             below = below < -87.0f ? Floats{} - 87.0f : below;  // NaN is not less, and stays
-            const Floats e = exp_of<Floats, Ints>(below);
+            const Floats e = exp_of<lanes>(below);
             others += prediction == static_cast<std::int32_t>(at) ? Floats{} + below * 0.0f : e;
             weighted += e * below;
         }
@@ -100,12 +102,12 @@ BDAUDIT_INLINE void rows_of(const SampleLosses& task, std::int64_t first, std::i
     const Floats total = others + 1.0f;
     const Ints valid = others == others;
     // log(1 + others), with what the sum lost in rounding put back.
-    const Floats log_total = log_of<Floats, Ints>(total) + (others - (total - 1.0f)) / total;
+    const Floats log_total = log_of<lanes>(total) + (others - (total - 1.0f)) / total;
     Floats ce = (largest - load<Floats>(own)) + log_total;
     ce = valid ? ce : nothing;
     // 1 - p_y, without cancelling where the label is the prediction.
     const Floats capped = ce > 87.0f ? Floats{} - 87.0f : -ce;
-    const Floats missed = prediction == load<Ints>(label) ? others / total : 1.0f - exp_of<Floats, Ints>(capped);
+    const Floats missed = prediction == load<Ints>(label) ? others / total : 1.0f - exp_of<lanes>(capped);
     const Floats sce = ce * sce_ce_weight + missed * sce_log_floor;
     const Floats entropy = valid ? log_total - weighted / total : nothing;
     const Floats confidence = 1.0f / total;
@@ -120,7 +122,8 @@ BDAUDIT_INLINE void rows_of(const SampleLosses& task, std::int64_t first, std::i
 }
 
 template <int lanes, class T>
-BDAUDIT_INLINE std::int64_t range_of(const SampleLosses& task, std::int64_t begin, std::int64_t end) {
+BDAUDIT_INLINE std::int64_t range_of(const SampleLosses& task, std::int64_t begin,
+                                     std::int64_t end) {
     alignas(64) float tile[chunk * lanes] = {};
     std::int64_t nans = 0;
     for (std::int64_t row = begin; row < end; row += lanes) {

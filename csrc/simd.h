@@ -13,23 +13,26 @@
 
 namespace bdaudit {
 
-// float and int32 vectors of `lanes` values; a comparison of Floats gives Ints, -1 where it holds.
+// float, int32 and uint32 vectors of `lanes` values; a comparison of Floats gives Ints, -1 where it holds.
 template <int lanes>
 struct Vector;
 template <>
 struct Vector<4> {
     typedef float Floats __attribute__((vector_size(16)));
     typedef std::int32_t Ints __attribute__((vector_size(16)));
+    typedef std::uint32_t Words __attribute__((vector_size(16)));
 };
 template <>
 struct Vector<8> {
     typedef float Floats __attribute__((vector_size(32)));
     typedef std::int32_t Ints __attribute__((vector_size(32)));
+    typedef std::uint32_t Words __attribute__((vector_size(32)));
 };
 template <>
 struct Vector<16> {
     typedef float Floats __attribute__((vector_size(64)));
     typedef std::int32_t Ints __attribute__((vector_size(64)));
+    typedef std::uint32_t Words __attribute__((vector_size(64)));
 };
 
 template <class V, class T>

@@ -1,5 +1,4 @@
-// A parallel loop without a runtime library of its own: nothing to ship in the wheel, nothing to clash with torch's
-// OpenMP.
+// A parallel loop on the threads that torch already has, without linking their library: nothing to ship in the wheel.
 #pragma once
 
 #include <algorithm>
@@ -7,9 +6,11 @@
 
 namespace bdaudit {
 
-// Run job(context, part) for every part in [0, parts), part 0 on the caller's thread and each other one on a thread
-// of its own. The threads are kept, asleep, for the next call: waking one costs a fifth of starting one. A forked child
-// (a DataLoader worker) starts its own. Where the system has no more threads, the caller does what is left.
+// Run job(context, part) once for every part in [0, parts), side by side where there are threads for it.
+//
+// The process's OpenMP runs them where one is loaded, which is the case wherever torch is: its threads spin for a while
+// after each of torch's own loops, and a second pool would fight them for the same cores. Elsewhere (the C++ tests)
+// threads are started and joined.
 void run_parts(int parts, void (*job)(const void* context, int part), const void* context);
 
 // Run work(begin, end, part) over [0, count), split over at most `threads` threads, the caller's being one of them;

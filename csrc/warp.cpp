@@ -29,18 +29,27 @@ struct Tap {
 constexpr std::int64_t block = 32;  // images innermost: one AVX2 vector of pixels
 constexpr std::int64_t line = 64;   // bytes of a cache line: what is read and written at a time of each image
 
+// All taps, and for each line of 64 pixels how many pixels of the image they look at: as soon as those are in the plane
+// the line can be made, while they are still in the first-level cache.
+struct Plan {
+    std::vector<Tap> taps;
+    std::vector<std::int64_t> reach;
+};
+
 // A neighbour outside the image is pixel h * w, which is black in every image.
-std::vector<Tap> taps_of(const Warp& task) {
-    std::vector<Tap> taps(static_cast<std::size_t>(task.h * task.w));
+Plan plan_of(const Warp& task) {
+    const std::int64_t size = task.h * task.w;
+    Plan plan{std::vector<Tap>(static_cast<std::size_t>(size)), {}};
+    plan.reach.resize(static_cast<std::size_t>((size + line - 1) / line));
     const auto pixel = [&](std::int64_t y, std::int64_t x) {
         const bool inside = y >= 0 && y < task.h && x >= 0 && x < task.w;
         return static_cast<std::uint32_t>((inside ? y * task.w + x : task.h * task.w) * block);
     };
-    for (std::size_t i = 0; i < taps.size(); ++i) {
+    for (std::size_t i = 0; i < plan.taps.size(); ++i) {
         const std::int32_t x = task.positions[2 * i], y = task.positions[2 * i + 1];
         const std::int32_t x0 = x >> position_bits, y0 = y >> position_bits;
         const Weights w = weights_of(x, y);
-        Tap& tap = taps[i];
+        Tap& tap = plan.taps[i];
         tap = {{pixel(y0, x0), pixel(y0, x0 + 1), pixel(y0 + 1, x0), pixel(y0 + 1, x0 + 1)}, {}, {}};
         const std::int32_t weights[4] = {w.w00, w.w01, w.w10, w.w11};
         for (int k = 0; k < 4; ++k) {
@@ -48,9 +57,11 @@ std::vector<Tap> taps_of(const Warp& task) {
                 tap.high[k / 2][copy] = static_cast<std::uint8_t>(weights[k] >> 6);
                 tap.low[k / 2][copy] = static_cast<std::uint8_t>(weights[k] & 63);
             }
+            std::int64_t& reach = plan.reach[i / line];
+            if (tap.at[k] < size * block) reach = std::max<std::int64_t>(reach, tap.at[k] / block + 1);
         }
     }
-    return taps;
+    return plan;
 }
 
 // `out` (count, block) from `plane` (h * w + 1, block).
@@ -154,13 +165,13 @@ BDAUDIT_AVX2 inline __m256i everywhere(const std::uint8_t* bytes) {
     return _mm256_set1_epi32(four);
 }
 
-// 128 + (64 high + low + 2^12) / 2^13 of pixels less 128, which is the same as of the pixels since weights add up to
-// 2^13. No sum leaves 16 bits: the high parts add up to 128 at most, the low ones, a multiple of 64, to 192.
+// (64 high + low + 2^12) / 2^13 of pixels less 128, which is that of the pixels less 128 since weights add up to 2^13. No
+// sum leaves 16 bits: the high parts add up to 128 at most, the low ones, a multiple of 64, to 192.
 BDAUDIT_AVX2 inline __m256i mix16(__m256i top, __m256i bottom, const __m256i* weights) {
     const __m256i high = _mm256_add_epi16(_mm256_maddubs_epi16(weights[0], top), _mm256_maddubs_epi16(weights[1], bottom));
     const __m256i low = _mm256_add_epi16(_mm256_maddubs_epi16(weights[2], top), _mm256_maddubs_epi16(weights[3], bottom));
-    const __m256i carry = _mm256_srai_epi16(_mm256_add_epi16(low, _mm256_set1_epi16(position_one / 2)), 6);
-    return _mm256_srai_epi16(_mm256_add_epi16(high, carry), 7);
+    // A product with 2^8, halved, rounded and shifted by 15 as this instruction does, is a rounded division by 2^7.
+    return _mm256_mulhrs_epi16(_mm256_add_epi16(high, _mm256_srai_epi16(low, 6)), _mm256_set1_epi16(256));
 }
 
 // The plane's pixels are less 128, signed bytes. Unpacking and packing both work within 128-bit lanes, so the pixels
@@ -291,8 +302,8 @@ Kernels choose([[maybe_unused]] Isa isa, [[maybe_unused]] bool stream) {
 // One thread's part of the work and the memory that it needs for it.
 class Worker {
 public:
-    Worker(const Warp& task, const Kernels& kernels, const std::vector<Tap>& taps)
-        : task_(task), kernels_(kernels), taps_(taps), size_(task.h * task.w) {
+    Worker(const Warp& task, const Kernels& kernels, const Plan& plan)
+        : task_(task), kernels_(kernels), plan_(plan), size_(task.h * task.w) {
         for (std::int64_t i = 0; i < line; ++i) tile_rows_[i] = tile_[i];
         for (std::int64_t i = 0; i < block; ++i) line_rows_[i] = lines_[i];
     }
@@ -324,6 +335,7 @@ private:
         if (plane_.empty()) plane_.resize(static_cast<std::size_t>(pixels * block + align));
         std::uint8_t* plane = aligned(plane_.data());
         for (std::int64_t i = 0; i < block; ++i) in_plane_[i] = plane + i * block;
+        std::memset(plane + size_ * block, kernels_.black, block);
         for (std::int64_t channel = 0; channel < task_.c; ++channel) {
             const std::int64_t shift = channel * size_;
             for (std::int64_t i = 0; i < block; ++i) {
@@ -332,9 +344,15 @@ private:
                 from_[i] = task_.images + at;
                 to_[i] = task_.out + at;
             }
-            for (std::int64_t at = 0; at < size_; at += line) take(at, std::min(line, size_ - at));
-            std::memset(plane + size_ * block, kernels_.black, block);  // what lies outside
-            for (std::int64_t at = 0; at < size_; at += line) put(at, std::min(line, size_ - at), count, plane);
+            std::int64_t taken = 0;
+            for (std::int64_t at = 0; at < size_; at += line) {
+                for (; taken < plan_.reach[static_cast<std::size_t>(at / line)]; taken += line) {
+                    take(taken, std::min(line, size_ - taken));
+                    // The last line reaches past the image, to the pixel that stands for what lies outside.
+                    if (taken + line > size_) std::memset(plane + size_ * block, kernels_.black, block);
+                }
+                put(at, std::min(line, size_ - at), count, plane);
+            }
         }
     }
 
@@ -354,7 +372,7 @@ private:
 
     // Pixels [at, at + many) of the result go back into the images.
     void put(std::int64_t at, std::int64_t many, std::int64_t count, const std::uint8_t* plane) {
-        kernels_.mix(taps_.data() + at, many, plane, tile_[0]);
+        kernels_.mix(plan_.taps.data() + at, many, plane, tile_[0]);
         kernels_.transpose(tile_rows_, 0, line_rows_, 0);
         kernels_.transpose(tile_rows_ + block, 0, line_rows_, block);
         if (many == line && count == block) return kernels_.put_lines(lines_[0], to_, at);
@@ -388,7 +406,7 @@ private:
 
     const Warp& task_;
     const Kernels& kernels_;
-    const std::vector<Tap>& taps_;
+    const Plan& plan_;
     const std::int64_t size_;
     std::vector<std::uint8_t> plane_;
     Jittered own_;
@@ -414,10 +432,10 @@ void warp_cpu(const Warp& task, int threads, Isa isa) {
     const bool whole = reinterpret_cast<std::uintptr_t>(task.out) % line == 0 && task.h * task.w % line == 0;
     if (large) prefer_huge_pages(task.out, task.n * size);
     const Kernels kernels = choose(isa, large && whole);
-    const std::vector<Tap> taps = task.seeds ? std::vector<Tap>() : taps_of(task);
+    const Plan plan = task.seeds ? Plan{} : plan_of(task);
     const std::int64_t grain = std::max<std::int64_t>(1, pixels_per_thread / size);
     parallel_for(task.n, task.seeds ? grain : std::max(grain, block), threads,
-                 [&](std::int64_t begin, std::int64_t end, int) { Worker(task, kernels, taps).run(begin, end); });
+                 [&](std::int64_t begin, std::int64_t end, int) { Worker(task, kernels, plan).run(begin, end); });
 }
 
 }  // namespace bdaudit

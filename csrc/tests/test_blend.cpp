@@ -4,26 +4,15 @@
 #include "blend.h"
 
 #include <algorithm>
-#include <cstdio>
-#include <cstdlib>
-#include <random>
-#include <vector>
+
+#include "testing.h"
 
 namespace {
 
 using bdaudit::Blend;
 using bdaudit::Isa;
-
-std::mt19937 engine(20240229);
-
-int below(int bound) { return std::uniform_int_distribution<int>(0, bound - 1)(engine); }
-
-template <class T>
-std::vector<T> random(std::int64_t size, int low, int high) {
-    std::vector<T> values(static_cast<std::size_t>(size));
-    for (T& value : values) value = static_cast<T>(low + below(high - low + 1));
-    return values;
-}
+using testing::below;
+using testing::random;
 
 std::vector<std::uint8_t> expected(const Blend& task) {
     std::vector<std::uint8_t> out;
@@ -42,15 +31,12 @@ std::vector<std::uint8_t> expected(const Blend& task) {
     return out;
 }
 
-int failures = 0;
-
 void check(bool holds, const char* what, const Blend& task, Isa isa, int threads) {
     if (holds) return;
-    ++failures;
-    std::printf("FAILED %s: n=%ld c=%ld h=%ld w=%ld slots=%d blocks=%d bh=%ld bw=%ld isa=%d threads=%d\n", what,
-                static_cast<long>(task.n), static_cast<long>(task.c), static_cast<long>(task.h),
-                static_cast<long>(task.w), task.slots != nullptr, task.blocks != nullptr, static_cast<long>(task.bh),
-                static_cast<long>(task.bw), static_cast<int>(isa), threads);
+    testing::check(false, what + testing::with({{"n", task.n}, {"c", task.c}, {"h", task.h}, {"w", task.w},
+                                                {"slots", task.slots != nullptr}, {"blocks", task.blocks != nullptr},
+                                                {"bh", task.bh}, {"bw", task.bw}, {"isa", static_cast<int>(isa)},
+                                                {"threads", threads}}));
 }
 
 void test(std::int64_t n, std::int64_t c, std::int64_t h, std::int64_t w, bool with_slots, bool with_blocks, int low) {
@@ -69,8 +55,8 @@ void test(std::int64_t n, std::int64_t c, std::int64_t h, std::int64_t w, bool w
                with_blocks ? blocks.data() : nullptr, nullptr, n, c, h, w, masks, bh, bw};
     if (with_blocks && masks == 0) return;  // an empty vector's data() may be null, which means no blocks
     const auto want = expected(task);
-    for (const Isa isa : {Isa::portable, Isa::avx2, Isa::avx512}) {
-        for (const int threads : {1, 2, 5}) {
+    for (const Isa isa : testing::every_isa) {
+        for (const int threads : testing::thread_counts) {
             std::vector<std::uint8_t> out(static_cast<std::size_t>(n * size + shift), 7);
             task.out = out.data() + shift;
             bdaudit::blend_cpu(task, threads, isa);
@@ -92,7 +78,7 @@ void test_exact() {
             }
         }
         const std::vector<std::int16_t> weights(images.size(), static_cast<std::int16_t>(weight));
-        for (const Isa isa : {Isa::portable, Isa::avx2, Isa::avx512}) {
+        for (const Isa isa : testing::every_isa) {
             std::vector<std::uint8_t> out(images.size());
             const Blend task{images.data(), pattern.data(), weights.data(), nullptr, nullptr, out.data(),
                              1, 1, 256, 256, 0, 0, 0};
@@ -118,6 +104,5 @@ int main() {
             test(1000, 3, 55, 53, slots, blocks, 0);  // large enough to write around the cache
         }
     }
-    std::printf("best instruction set %d: %s\n", static_cast<int>(bdaudit::best_isa()), failures ? "FAILED" : "ok");
-    return failures ? EXIT_FAILURE : EXIT_SUCCESS;
+    return testing::finish();
 }
