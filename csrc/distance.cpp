@@ -22,43 +22,59 @@ BDAUDIT_INLINE typename Vector<lanes>::Floats widen(const T* from) {
     }
 }
 
-// The centres that are finite, one after the other, each with its class and padded with zeros to whole vectors: what is
-// past the end of a row then adds nothing. One vector more keeps neighbours out of each other's cache banks.
-struct Centres {
-    std::vector<float> values;  // (count, padded)
-    std::vector<std::int64_t> classes;
-    std::int64_t count = 0, padded = 0;
+// Centres that go with a row at once: their sums, the row and a difference fit the registers.
+constexpr std::int64_t most = 10;
 
-    Centres(const MinClassDistance& task, std::int64_t lanes) : padded((task.d + lanes - 1) / lanes * lanes + lanes) {
+// The centres that are finite, in groups of `most`. Within a group a vector of each comes after the other, so that one
+// pointer runs through all of them, and past the end of a row there are zeros, which add nothing.
+struct Centres {
+    std::vector<float> values;
+    std::vector<std::int64_t> classes;
+    std::int64_t count = 0, padded;  // values of a centre, in whole vectors
+
+    Centres(const MinClassDistance& task, std::int64_t lanes) : padded((task.d + lanes - 1) / lanes * lanes) {
         for (std::int64_t k = 0; k < task.k; ++k) {
             const float* from = task.centres + k * task.d;
-            if (!std::all_of(from, from + task.d, [](float value) { return std::isfinite(value); })) continue;
-            values.insert(values.end(), from, from + task.d);
-            values.resize(static_cast<std::size_t>(++count * padded), 0.0f);
-            classes.push_back(k);
+            if (std::all_of(from, from + task.d, [](float value) { return std::isfinite(value); })) classes.push_back(k);
+        }
+        count = static_cast<std::int64_t>(classes.size());
+        values.resize(static_cast<std::size_t>(count * padded), 0.0f);
+        for (std::int64_t i = 0; i < count; ++i) {
+            const std::int64_t group = i / most * most, many = std::min(most, count - group);
+            const float* from = task.centres + classes[static_cast<std::size_t>(i)] * task.d;
+            for (std::int64_t at = 0; at < task.d; ++at) {
+                const std::int64_t vector = at / lanes * many + (i - group);
+                values[static_cast<std::size_t>(group * padded + vector * lanes + at % lanes)] = from[at];
+            }
         }
     }
 };
 
 // Squared distances from one row to `many` centres at once, so that the row is read once for all of them.
 template <int lanes, int many, class T>
-BDAUDIT_INLINE void squared(const T* row, const float* tail, const float* centres, std::int64_t d, std::int64_t padded,
-                            float* result) {
+BDAUDIT_INLINE void squared(const T* row, const float* tail, const float* centres, std::int64_t d, float* result) {
     using Floats = typename Vector<lanes>::Floats;
-    Floats sums[many] = {};
-    const auto add = [&](const Floats& x, std::int64_t at) __attribute__((always_inline)) {
+    Floats sums[many];
+    for (int k = 0; k < many; ++k) sums[k] = Floats{};  // = {} becomes a slow string instruction
+    const auto add = [&](const Floats& x) __attribute__((always_inline)) {
         for (int k = 0; k < many; ++k) {
-            const Floats difference = x - load<Floats>(centres + k * padded + at);
+            const Floats difference = x - load<Floats>(centres + k * lanes);
             sums[k] += difference * difference;
         }
+        centres += many * lanes;
     };
     std::int64_t at = 0;
-    for (; at + lanes <= d; at += lanes) {
+    for (; at + 2 * lanes <= d; at += 2 * lanes) {
         // So much work stands between two loads of a row that the processor does not see far enough ahead.
         __builtin_prefetch(reinterpret_cast<const char*>(row + at) + 2048);
-        add(widen<lanes>(row + at), at);
+        add(widen<lanes>(row + at));
+        add(widen<lanes>(row + at + lanes));
     }
-    if (at < d) add(load<Floats>(tail), at);
+    if (at + lanes <= d) {
+        add(widen<lanes>(row + at));
+        at += lanes;
+    }
+    if (at < d) add(load<Floats>(tail));
     for (int k = 0; k < many; ++k) {
         float lane[lanes];
         store(lane, sums[k]);
@@ -69,14 +85,11 @@ BDAUDIT_INLINE void squared(const T* row, const float* tail, const float* centre
     }
 }
 
-// Centres that go with a row at once: their sums, the row and a difference fit the registers.
-constexpr int most = 10;
-
 template <int lanes, int many, class T>
 BDAUDIT_INLINE void squared_for(std::int64_t wanted, const T* row, const float* tail, const float* centres,
-                                std::int64_t d, std::int64_t padded, float* result) {
-    if (wanted == many) return squared<lanes, many>(row, tail, centres, d, padded, result);
-    if constexpr (many > 1) squared_for<lanes, many - 1>(wanted, row, tail, centres, d, padded, result);
+                                std::int64_t d, float* result) {
+    if (wanted == many) return squared<lanes, many>(row, tail, centres, d, result);
+    if constexpr (many > 1) squared_for<lanes, many - 1>(wanted, row, tail, centres, d, result);
 }
 
 template <int lanes, class T>
@@ -90,9 +103,9 @@ BDAUDIT_INLINE void distances(const MinClassDistance& task, const Centres& centr
         float best = std::numeric_limits<float>::infinity();
         for (std::int64_t k = 0; k < centres.count; k += most) {
             const float* from = centres.values.data() + k * centres.padded;
-            const std::int64_t left = std::min<std::int64_t>(most, centres.count - k);
+            const std::int64_t left = std::min(most, centres.count - k);
             float found[most];
-            squared_for<lanes, most>(left, row, tail, from, task.d, centres.padded, found);
+            squared_for<lanes, most>(left, row, tail, from, task.d, found);
             for (std::int64_t j = 0; j < left; ++j) {
                 const std::int64_t at = k + j;
                 // Written so that a NaN is kept: features with one are no distance from anything.
