@@ -211,7 +211,7 @@ def jitter_cases(device: str) -> Iterator[Case]:
 
 
 def losses_cases(device: str) -> Iterator[Case]:
-    """Logits of ten classes; at the largest size in bfloat16 too."""
+    """Logits of ten classes; at the largest size in bfloat16 too (the reference in float32)."""
     for n in SAMPLES[device]:
         rng = torch.Generator().manual_seed(0)
         logits = (torch.randn(n, CLASSES, generator=rng) * 3).to(device)
@@ -221,8 +221,12 @@ def losses_cases(device: str) -> Iterator[Case]:
             "sample_losses": partial(ops.sample_losses, logits, labels),
         }
         if n == SAMPLES[device][-1]:
-            candidates["sample_losses, bf16"] = partial(ops.sample_losses, logits.bfloat16(), labels)
             candidates["the reference, in one batch"] = partial(usual_losses, logits, labels)
+            half = {
+                "reference": partial(batched, usual_losses, logits, labels),
+                "sample_losses, bf16": partial(ops.sample_losses, logits.bfloat16(), labels),
+            }
+            yield Case(f"{n}x{CLASSES}", n * (2 * CLASSES + 8 + 4 * 4 + 8), half)
         if n <= 128 and built_for(device):
             candidates["sample_losses fallback"] = partial(fallback, candidates["sample_losses"])
         # Read: logits and labels. Written: four floats and a prediction.
@@ -258,7 +262,11 @@ def distance_cases(device: str) -> Iterator[Case]:
             "torch.cdist, then amin": by_cdist,
         }
         if n == SAMPLES[device][-1]:
-            candidates["min_class_distance, bf16"] = partial(ops.min_class_distance, features.bfloat16(), centres)
+            half = {
+                "reference": partial(batched, usual, features),
+                "min_class_distance, bf16": partial(ops.min_class_distance, features.bfloat16(), centres),
+            }
+            yield Case(f"{n}x{WIDTH}, {CENTRES} centres", n * (2 * WIDTH + 4), half)
         if n <= 128 and built_for(device):
             candidates["min_class_distance fallback"] = partial(fallback, candidates["min_class_distance"])
         yield Case(f"{n}x{WIDTH}, {CENTRES} centres", n * (4 * WIDTH + 4), candidates)

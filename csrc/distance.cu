@@ -125,12 +125,13 @@ void min_class_distance_cuda(const MinClassDistance& task, int device, std::uint
 }
 
 void class_means_cuda(const ClassMeans& task, int device, std::uintptr_t stream) {
-    if (task.k * task.d <= 0) return;
+    if (task.k <= 0) return;
     const OnDevice guard(device);
     const auto queue = reinterpret_cast<cudaStream_t>(stream);
     // As much shared memory as any device gives without being asked: 48 KiB, 192 classes for one warp.
     constexpr std::int64_t most = 192;
-    const auto columns = static_cast<unsigned>((task.d + warp - 1) / warp);
+    // One block of columns at least: the first one counts, also where there are no columns.
+    const auto columns = static_cast<unsigned>(std::max<std::int64_t>(1, (task.d + warp - 1) / warp));
     const auto kernel = task.bfloat16 ? sums_kernel<std::uint16_t> : sums_kernel<float>;
     for (std::int64_t first = 0; first < task.k; first += most) {
         const std::int64_t classes = std::min(most, task.k - first);
@@ -140,6 +141,7 @@ void class_means_cuda(const ClassMeans& task, int device, std::uintptr_t stream)
         kernel<<<grid, static_cast<unsigned>(warps * warp), bytes, queue>>>(task, first, classes);
         check(cudaGetLastError(), "launching class_means");
     }
+    if (task.d <= 0) return;
     constexpr int threads = 256;
     const auto blocks = static_cast<unsigned>((task.k * task.d + threads - 1) / threads);
     means_kernel<<<blocks, threads, 0, queue>>>(task);

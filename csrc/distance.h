@@ -9,7 +9,8 @@ namespace bdaudit {
 
 // out[i] = min over centres k != exclude[i] of the Euclidean distance from features[i] to centres[k], summed over
 // squared differences in fp32 and never by expanding them, which would cancel for near points. A centre that is not
-// finite (the mean of no sample) is no centre; with none left the distance is infinite. NaN features give NaN.
+// finite (the mean of no sample) is no centre; NaN features give NaN. With no centre left the distance
+// is infinite.
 struct MinClassDistance {
     const void* features;         // (n, d), float or bfloat16
     const float* centres;         // (k, d)

@@ -44,7 +44,7 @@ BDAUDIT_INLINE Floats log_of(const Floats& x) {
 
 constexpr std::int64_t chunk = 128;  // classes at a time: with 16 rows 8 KiB, which stays in the first-level cache
 
-// tile[c][lane] = the logits of classes [begin, end) of `lanes` rows; rows that there are not stay 0.
+// tile[c][lane] = the logits of classes [begin, end) of `lanes` rows; what a lane without a row holds does not matter.
 template <int lanes, class T>
 BDAUDIT_INLINE void transpose(const T* logits, std::int64_t c, std::int64_t rows, std::int64_t begin, std::int64_t end,
                               float* tile) {

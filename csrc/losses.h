@@ -14,7 +14,7 @@ namespace bdaudit {
 //     confidence  max p
 //     prediction  the first class of the largest logit
 // A row with a NaN, with +inf, or of nothing but -inf has no probabilities: its values are NaN, its prediction is -1,
-// and it is counted in `nans`. So has a row whose label is outside [0, c), but it is not counted.
+// and it is counted in `nans`. A row whose label is outside [0, c) has no ce and no sce, NaN too, and is not counted.
 struct SampleLosses {
     const void* logits;  // (n, c), float or bfloat16
     const std::int64_t* labels;  // (n)

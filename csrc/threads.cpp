@@ -1,5 +1,7 @@
 #include "threads.h"
 
+#include <atomic>
+#include <exception>
 #include <system_error>
 #include <thread>
 #include <vector>
@@ -31,38 +33,63 @@ struct OpenMP {
     explicit operator bool() const { return parallel && thread && threads; }
 };
 
-struct Parts {
-    const OpenMP& openmp;
-    int count;
-    void (*job)(const void*, int);
-    const void* context;
+// The parts of one job. None may throw into OpenMP, or out of a thread: the first exception waits for the end.
+class Parts {
+public:
+    Parts(int count, void (*job)(const void*, int), const void* context) : count_(count), job_(job), context_(context) {}
+
+    // Do part `first` and every `step`-th after it.
+    void run(int first, int step) {
+        try {
+            for (int part = first; part < count_; part += step) job_(context_, part);
+        } catch (...) {
+            if (!failed_.test_and_set()) error_ = std::current_exception();
+        }
+    }
+
+    void finish() const {
+        if (error_) std::rethrow_exception(error_);
+    }
+
+private:
+    const int count_;
+    void (*const job_)(const void*, int);
+    const void* const context_;
+    std::atomic_flag failed_;
+    std::exception_ptr error_;
 };
 
-void every_part(void* data) {
-    const auto& parts = *static_cast<const Parts*>(data);
+const OpenMP& openmp() {
+    static const OpenMP found;
+    return found;
+}
+
+void run_on_openmp(void* parts) {
     // OpenMP may give fewer threads than were asked for.
-    const int step = parts.openmp.threads();
-    for (int part = parts.openmp.thread(); part < parts.count; part += step) parts.job(parts.context, part);
+    static_cast<Parts*>(parts)->run(openmp().thread(), openmp().threads());
 }
 
 }  // namespace
 
-void run_parts(int parts, void (*job)(const void*, int), const void* context) {
-    static const OpenMP openmp;
-    if (openmp) {
-        Parts all{openmp, parts, job, context};
-        return openmp.parallel(every_part, &all, static_cast<unsigned>(parts), 0);
+bool threads_are_openmp() { return static_cast<bool>(openmp()); }
+
+void run_parts(int count, void (*job)(const void*, int), const void* context) {
+    Parts parts(count, job, context);
+    if (openmp()) {
+        openmp().parallel(run_on_openmp, &parts, static_cast<unsigned>(count), 0);
+    } else {
+        std::vector<std::jthread> helpers;
+        helpers.reserve(static_cast<std::size_t>(count - 1));
+        int part = 1;
+        try {
+            for (; part < count; ++part) helpers.emplace_back([&parts, part, count] { parts.run(part, count); });
+        } catch (const std::system_error&) {
+            // The system is out of threads: the caller does what is left.
+            for (; part < count; ++part) parts.run(part, count);
+        }
+        parts.run(0, count);
     }
-    std::vector<std::jthread> helpers;
-    helpers.reserve(static_cast<std::size_t>(parts - 1));
-    int part = 1;
-    try {
-        for (; part < parts; ++part) helpers.emplace_back([=] { job(context, part); });
-    } catch (const std::system_error&) {
-        // The system is out of threads: the caller does what is left.
-        for (; part < parts; ++part) job(context, part);
-    }
-    job(context, 0);
+    parts.finish();
 }
 
 }  // namespace bdaudit

@@ -13,9 +13,12 @@ namespace bdaudit {
 // threads are started and joined.
 void run_parts(int parts, void (*job)(const void* context, int part), const void* context);
 
+// Whether they are OpenMP's.
+bool threads_are_openmp();
+
 // Run work(begin, end, part) over [0, count), split over at most `threads` threads, the caller's being one of them;
 // `part`, below `threads`, is no other thread's at the time. A thread takes at least `grain` items, so small work never
-// pays for waking one. `work` must not throw.
+// pays for waking one. What `work` throws is thrown again when all parts have ended.
 template <class Work>
 void parallel_for(std::int64_t count, std::int64_t grain, int threads, const Work& work) {
     const std::int64_t most = std::max<std::int64_t>(1, count / std::max<std::int64_t>(1, grain));

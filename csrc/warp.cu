@@ -16,8 +16,8 @@ struct Place {
 __device__ Place place_of(const Warp& task, std::int32_t x, std::int32_t y) {
     const std::int32_t x0 = x >> position_bits, y0 = y >> position_bits;
     const auto w = static_cast<std::int32_t>(task.w), h = static_cast<std::int32_t>(task.h);
-    const bool left = x0 >= 0 && x0 < w, right = x0 + 1 >= 0 && x0 + 1 < w;
-    const bool top = y0 >= 0 && y0 < h, bottom = y0 + 1 >= 0 && y0 + 1 < h;
+    if (x0 < -1 || y0 < -1 || x0 >= w || y0 >= h) return {};
+    const bool left = x0 >= 0, right = x0 + 1 < w, top = y0 >= 0, bottom = y0 + 1 < h;
     Place place{y0 * w + x0, y0 * w + x0 + 1, (y0 + 1) * w + x0, (y0 + 1) * w + x0 + 1, weights_of(x, y)};
     if (!(top && left)) place.p00 = 0, place.w.w00 = 0;
     if (!(top && right)) place.p01 = 0, place.w.w01 = 0;
@@ -69,7 +69,9 @@ __global__ void __launch_bounds__(256) warp_kernel(const Warp task) {
                 const auto ry = static_cast<float>(2 * static_cast<std::int32_t>(random >> 16) - 65535);
                 const std::int32_t dx = __float2int_rn(__fmul_rn(rx, task.jitter_x / 65536));
                 const std::int32_t dy = __float2int_rn(__fmul_rn(ry, task.jitter_y / 65536));
-                place[i] = place_of(task, min(max(x[i] + dx, 0), right), min(max(y[i] + dy, 0), bottom));
+                const std::int32_t moved_x = min(max(x[i], -farthest), farthest) + dx;
+                const std::int32_t moved_y = min(max(y[i], -farthest), farthest) + dy;
+                place[i] = place_of(task, min(max(moved_x, 0), right), min(max(moved_y, 0), bottom));
             }
         }
         for (std::int64_t channel = 0; channel < task.c; ++channel) {

@@ -28,6 +28,9 @@ struct Warp {
 void warp_cpu(const Warp& task, int threads, Isa isa = best_isa());
 void warp_cuda(const Warp& task, int device, std::uintptr_t stream);
 
+// Positions further out than this are as good as there; jitter of at most half of it then never leaves 32 bits.
+inline constexpr std::int32_t farthest = 1 << 27;
+
 inline constexpr int position_bits = 13;
 inline constexpr std::int32_t position_one = 1 << position_bits;
 

@@ -28,8 +28,10 @@ def check_range(indices: Tensor, name: str, low: int, high: int) -> None:
 
 
 def readable(tensor: Tensor) -> bool:
-    """Tell whether a tensor has values to look at: not while torch.compile or a fake tensor stands for them."""
-    return not torch.compiler.is_compiling() and type(tensor) in (Tensor, torch.nn.Parameter)
+    """Tell whether a tensor has values to look at: not under torch.compile, nor while a CUDA graph is captured."""
+    if torch.compiler.is_compiling() or tensor.is_meta or type(tensor) not in (Tensor, torch.nn.Parameter):
+        return False
+    return not (tensor.is_cuda and torch.cuda.is_current_stream_capturing())
 
 
 def kind_of(value: object) -> str:

@@ -39,8 +39,8 @@ def blend(
              image rows[k]
 
     On CUDA the work is queued on the current stream. Checking the values of a weight tensor or of indices
-    that are on the GPU waits for it; a number or a quantized weight, with a bool mask or all rows, never
-    waits and can be captured in a graph. Inside torch.compile those values are not checked.
+    that are on the GPU waits for it; with the CUDA kernels a number or a quantized weight, with a bool mask
+    or all rows, never waits and can be captured in a graph. Inside torch.compile those values are not checked.
 
     Raises UsageError if an argument has the wrong type, shape, device or values.
     """
@@ -85,7 +85,7 @@ def quantize(weight: float | Tensor) -> Tensor:
         return weight
     if not (weight.is_floating_point() or weight.dtype == torch.bool):
         raise UsageError(f"weight is {kind_of(weight)}; expected floating point from 0 to 1, or bool")
-    weight = weight.float()
+    weight = weight.detach().float()
     if weight.numel() and readable(weight):
         low, high = (float(value) for value in weight.aminmax())
         if not (low >= 0 and high <= 1):  # Written so that NaN fails.
@@ -119,8 +119,8 @@ def warp(
             for each image, so that its jitter does not depend on the batch that it comes in
 
     On CUDA the work is queued on the current stream. Checking the values of a floating-point flow or of
-    indices that are on the GPU waits for it; positions with a bool mask or all rows never wait and can be
-    captured in a graph. Inside torch.compile those values are not checked.
+    indices that are on the GPU waits for it; with the CUDA kernels positions with a bool mask or all rows
+    never wait and can be captured in a graph. Inside torch.compile those values are not checked.
 
     Raises UsageError if an argument has the wrong type, shape, device or values.
     """
@@ -222,9 +222,11 @@ def _blend_compute(
         and images.dim() == 4
         and images.shape[1:] == pattern.shape == weight.shape
         and (slots is None or (slots.dtype == torch.int64 and slots.shape == images.shape[:1]))
-        and (blocks is None or (blocks.dtype == torch.uint8 and blocks.dim() == 3))
+        and (blocks is None or (blocks.dtype == torch.uint8 and blocks.dim() == 3 and 0 not in blocks.shape[1:]))
         and (slots is not None or blocks is None or len(blocks) == len(images)),
     )
+    if blocks is not None and not len(blocks):  # No image has a mask, and none is blended.
+        return images.clone(memory_format=torch.contiguous_format)
     out = torch.empty_like(images, memory_format=torch.contiguous_format)
     launch(
         images.contiguous(),
@@ -256,7 +258,7 @@ def _warp_compute(
         and positions.shape == (*images.shape[2:], 2)
         and (seeds is None or (seeds.dtype == torch.int64 and seeds.shape == images.shape[:1]))
         and (rows is None or (rows.dtype == torch.bool and rows.shape == images.shape[:1]))
-        and all(math.isfinite(jitter) and 0 <= jitter <= 1 << 28 for jitter in (jitter_x, jitter_y)),
+        and all(math.isfinite(jitter) and 0 <= jitter <= 1 << 26 for jitter in (jitter_x, jitter_y)),
     )
     out = torch.empty_like(images, memory_format=torch.contiguous_format)
     launch(

@@ -83,7 +83,7 @@ def warp(
 
 def _jitter(draws: Tensor, most: float) -> Tensor:
     """16 random bits to a move of a position: odd multiples of most / 2^16, even about zero, in float32."""
-    scale = torch.tensor(most, dtype=torch.float32, device=draws.device) / 65536
+    scale = torch.full((), most, dtype=torch.float32, device=draws.device) / 65536
     return ((2 * draws - 65535).float() * scale).round().to(torch.int64)
 
 

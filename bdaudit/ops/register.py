@@ -66,9 +66,10 @@ def _cpu_launch(kernel: str) -> Launch:
 
 def _cuda_launch(kernel: str) -> Launch:
     def launch(*fields: Any) -> None:
-        device = fields[0].device
-        stream = torch.cuda.current_stream(device)
-        extension.call(kernel, *_addresses(kernel, fields), fields[0].get_device(), stream.cuda_stream)
+        addresses = _addresses(kernel, fields)
+        contract(kernel.removesuffix("_cuda"), fields[0].is_cuda)
+        stream = torch.cuda.current_stream(fields[0].device)
+        extension.call(kernel, *addresses, fields[0].get_device(), stream.cuda_stream)
 
     return launch
 

@@ -4,6 +4,7 @@
 #include "threads.h"
 
 #include <atomic>
+#include <new>
 #include <thread>
 
 #include "testing.h"
@@ -35,6 +36,16 @@ void many_rounds(const char* what) {
 }  // namespace
 
 int main() {
+    testing::check(bdaudit::threads_are_openmp() == (EXPECT_OPENMP != 0), "the threads are not those expected");
+    bool caught = false;
+    try {
+        bdaudit::parallel_for(100, 1, 4, [](std::int64_t, std::int64_t, int part) {
+            if (part != 1) throw std::bad_alloc();
+        });
+    } catch (const std::bad_alloc&) {
+        caught = true;
+    }
+    testing::check(caught, "what a part throws is thrown again");
     many_rounds("one caller");
     std::atomic<bool> good{true};
     {

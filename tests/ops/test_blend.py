@@ -127,8 +127,17 @@ def test_threads_and_instruction_sets_give_the_same_bytes(isa: int, threads: int
     assert torch.equal(out, reference.blend(images, pattern, weight, None, None))
 
 
-def test_threads_follow_torch() -> None:
+@needs_kernels
+def test_threads_follow_torch(monkeypatch: pytest.MonkeyPatch) -> None:
     images, pattern = random_bytes(800, 3, 32, 32), random_bytes(3, 32, 32, seed=1)
+    given: list[int] = []
+    call = extension.call
+
+    def watched(kernel: str, *arguments: int) -> None:
+        given.append(arguments[-1])
+        call(kernel, *arguments)
+
+    monkeypatch.setattr(extension, "call", watched)
     before = torch.get_num_threads()
     try:
         results = []
@@ -138,6 +147,7 @@ def test_threads_follow_torch() -> None:
             results.append(ops.blend(images, pattern, 0.2))
     finally:
         torch.set_num_threads(before)
+    assert given == [1, 2]
     assert torch.equal(*results)
 
 
@@ -232,9 +242,18 @@ def test_the_operator_itself_refuses_what_it_cannot_read_safely() -> None:
         (2, weight.float()),
         (3, torch.zeros(3, dtype=torch.int64)),
         (4, torch.ones(2, 2, 2, dtype=torch.uint8)),
+        (4, torch.ones(4, 0, 2, dtype=torch.uint8)),
     ]:
         with pytest.raises(UsageError, match="outside its contract"):
             torch.ops.bdaudit.blend(*good[:place], wrong, *good[place + 1 :])
+
+
+def test_slots_without_masks_blend_nothing() -> None:
+    weight = torch.full((3, 8, 8), 32767, dtype=torch.int16)
+    slots, none = torch.zeros(4, dtype=torch.int64), torch.ones(0, 2, 2, dtype=torch.uint8)
+    for compute in (lambda work: work(), without_kernels):
+        result = compute(lambda: torch.ops.bdaudit.blend(IMAGES, PATTERN + 9, weight, slots, none))
+        assert torch.equal(result, IMAGES)
 
 
 @pytest.mark.parametrize("shape", [(0, 3, 8, 8), (4, 3, 0, 8), (4, 0, 8, 8)])
@@ -271,7 +290,7 @@ def test_a_compiled_caller_is_one_graph() -> None:
         assert torch.equal(poison(*arguments, rows), ops.blend(*arguments, rows=rows))
 
 
-if torch.cuda.is_available():
+if extension.has_cuda() and torch.cuda.is_available():
 
     def test_cuda_work_is_queued_on_the_current_stream_and_can_be_captured() -> None:
         images, pattern = random_bytes(64, 3, 32, 32).cuda(), random_bytes(3, 32, 32, seed=1).cuda()

@@ -348,3 +348,22 @@ def test_shapes_are_known_without_data_and_a_compiled_caller_is_one_graph() -> N
 def test_no_gradient_flows() -> None:
     logits = torch.zeros(2, 3, requires_grad=True)
     assert not ops.sample_losses(logits, torch.zeros(2).long()).ce.requires_grad
+
+
+if extension.has_cuda() and torch.cuda.is_available():
+
+    def test_cuda_work_can_be_captured() -> None:
+        features, labels = torch.randn(64, 10, generator=seeded()).cuda(), (torch.arange(64) % 10).cuda()
+
+        def work() -> tuple[Tensor, Tensor, Tensor]:
+            means, _ = ops.class_means(features, labels, 10)
+            distance = ops.min_class_distance(features, means, exclude=labels)
+            return distance, ops.sample_losses(features, labels).ce, means
+
+        work()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            captured = work()
+        features.copy_(torch.randn(64, 10, generator=seeded(1)))
+        graph.replay()
+        assert all(torch.equal(a, b) for a, b in zip(captured, work(), strict=True))

@@ -175,6 +175,24 @@ def test_threads_and_instruction_sets_give_the_same_bytes(shape: tuple[int, ...]
     assert torch.equal(out, reference.warp(images, fixed, None, None, 0.0, 0.0))
 
 
+@needs_kernels
+def test_images_too_large_for_a_block_are_warped_one_at_a_time() -> None:
+    images, fixed = random_bytes(5, 1, 750, 720), ops.positions(wanet_flow(750, 720, s=40.0))
+    assert torch.equal(ops.warp(images, fixed), without_kernels(lambda: ops.warp(images, fixed)))
+
+
+@each_device
+def test_positions_of_any_size_are_safe(device: str) -> None:
+    """An int32 flow arrives as it is: its corners must neither overflow nor be read from."""
+    images, ends = random_bytes(6, 2, 5, 4), torch.iinfo(torch.int32)
+    for value in (ends.min, ends.max, 1 << 27, -(1 << 27)):
+        flow = torch.full((5, 4, 2), value, dtype=torch.int32)
+        for jitter in (0.0, 2.0):
+            expected = without_kernels(lambda f=flow, j=jitter: ops.warp(images, f, jitter=j, seed=3))
+            got = ops.warp(images.to(device), flow.to(device), jitter=jitter, seed=3)
+            assert torch.equal(got.cpu(), expected)
+
+
 IMAGES = torch.zeros(4, 3, 8, 6, dtype=torch.uint8)
 FLOW = identity(8, 6)
 
@@ -191,7 +209,7 @@ FLOW = identity(8, 6)
         ({"flow": FLOW.long()}, "flow is int64 of shape (8, 6, 2); expected floating point of shape (H, W, 2)"),
         ({"flow": [1]}, "flow is a list; expected floating point of shape (H, W, 2)"),
         ({"flow": FLOW / 0}, "flow has values that are not finite"),
-        ({"flow": FLOW.to("meta").int()}, "flow is on meta; expected the device of the images, cpu"),
+        ({"flow": FLOW.to("meta")}, "flow is on meta; expected the device of the images, cpu"),
         ({"rows": torch.tensor([0, 4])}, "row indices are from 0 to 4; expected 0 to 3"),
         ({"rows": torch.tensor([1, 1])}, "rows name an image more than once"),
         ({"rows": torch.tensor([True])}, "rows are a mask of 1; expected one value for each of the 4 images"),
@@ -254,7 +272,7 @@ def test_a_compiled_caller_is_one_graph() -> None:
         assert torch.equal(poison(images, flow, rows), ops.warp(images, flow, rows=rows, jitter=1 / 8, seed=3))
 
 
-if torch.cuda.is_available():
+if extension.has_cuda() and torch.cuda.is_available():
 
     def test_cuda_work_can_be_captured() -> None:
         images, fixed = random_bytes(64, 3, 32, 32).cuda(), ops.positions(wanet_flow(32, 32)).cuda()
