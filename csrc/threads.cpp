@@ -8,6 +8,7 @@
 
 #if defined(__unix__) || defined(__APPLE__)
 #include <dlfcn.h>
+#include <pthread.h>
 #endif
 
 namespace bdaudit {
@@ -27,10 +28,17 @@ struct OpenMP {
         find(parallel, "GOMP_parallel");
         find(thread, "omp_get_thread_num");
         find(threads, "omp_get_num_threads");
+        // A forked child has OpenMP's memory but none of its threads, and gcc's would wait for them for ever.
+        pthread_atfork(nullptr, nullptr, [] { forked() = true; });
 #endif
     }
 
-    explicit operator bool() const { return parallel && thread && threads; }
+    explicit operator bool() const { return parallel && thread && threads && !forked(); }
+
+    static std::atomic<bool>& forked() {
+        static std::atomic<bool> happened{false};
+        return happened;
+    }
 };
 
 // The parts of one job. None may throw into OpenMP, or out of a thread: the first exception waits for the end.

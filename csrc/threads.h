@@ -9,8 +9,8 @@ namespace bdaudit {
 // Run job(context, part) once for every part in [0, parts), side by side where there are threads for it.
 //
 // The process's OpenMP runs them where one is loaded, which is the case wherever torch is: its threads spin for a while
-// after each of torch's own loops, and a second pool would fight them for the same cores. Elsewhere (the C++ tests)
-// threads are started and joined.
+// after each of torch's own loops, and a second pool would fight them for the same cores. Elsewhere (the C++ tests) and
+// in a forked child threads are started and joined.
 void run_parts(int parts, void (*job)(const void* context, int part), const void* context);
 
 // Whether they are OpenMP's.

@@ -1,5 +1,8 @@
 """blend: the compiled kernels against the torch reference, and the reference against the formula."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 from common import each_device, needs_kernels, random_bytes, without_kernels
@@ -149,6 +152,20 @@ def test_threads_follow_torch(monkeypatch: pytest.MonkeyPatch) -> None:
         torch.set_num_threads(before)
     assert given == [1, 2]
     assert torch.equal(*results)
+
+
+@needs_kernels
+def test_a_forked_child_works() -> None:
+    """It has torch's OpenMP but none of its threads: torch's own operations hang there."""
+    program = (
+        "import os, torch; from bdaudit import ops; torch.set_num_threads(2)\n"
+        "images = torch.arange(4000 * 768).to(torch.uint8).view(4000, 3, 16, 16)\n"
+        "before = ops.blend(images, images[0], 0.3).numpy().tobytes()\n"
+        "child = os.fork()\n"
+        "if not child: os._exit(ops.blend(images, images[0], 0.3).numpy().tobytes() != before)\n"
+        "raise SystemExit(os.waitpid(child, 0)[1])\n"
+    )
+    subprocess.run([sys.executable, "-W", "ignore", "-c", program], check=True, timeout=120)
 
 
 def test_every_pair_of_pixels_is_within_one_level_of_the_formula_and_exact_at_its_ends() -> None:
