@@ -65,7 +65,7 @@ Plan plan_of(const Warp& task) {
                 tap.low[k / 2][copy] = static_cast<std::uint8_t>(weights[k] & 63);
             }
         }
-        // The lower right neighbour, in the image without its border; one to the right of it does no harm.
+        // The lower right neighbour, counted without the border.
         const std::int64_t last = std::min(at / stride, task.h - 1) * task.w + std::min(at % stride, task.w - 1);
         std::int64_t& reach = plan.reach[i / line];
         reach = std::max(reach, last + 1);
