@@ -164,18 +164,13 @@ BDAUDIT_AVX512 void distances_avx512(const MinClassDistance& task, const Centres
                                      std::int64_t end) {
     distances<16, T>(task, centres, begin, end);
 }
-
-template <class T>
-BDAUDIT_AVX512 void sums_avx512(const ClassMeans& task, std::int64_t begin, std::int64_t end, double* sums) {
-    sums_of<T>(task, begin, end, sums);
-}
 #endif
 
 template <class T>
 Kernels choose([[maybe_unused]] Isa isa) {
 #if defined(__x86_64__)
     isa = std::min(isa, best_isa());
-    if (isa == Isa::avx512) return {distances_avx512<T>, 16, sums_avx512<T>};
+    if (isa == Isa::avx512) return {distances_avx512<T>, 16, sums_avx2<T>};
     if (isa == Isa::avx2) return {distances_avx2<T>, 8, sums_avx2<T>};
 #endif
     return {distances_portable<T>, 4, sums_portable<T>};

@@ -55,7 +55,7 @@ def _broken(path: object, why: str) -> NoReturn:
     raise BackendError(
         f"the compiled extension {path} {why}; rebuild it by reinstalling bdaudit, "
         "or delete that file to run on plain torch"
-    ) from None
+    )
 
 
 def call(kernel: str, *arguments: Any) -> None:

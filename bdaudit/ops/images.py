@@ -228,16 +228,8 @@ def _blend_compute(
     if blocks is not None and not len(blocks):  # No image has a mask, and none is blended.
         return images.clone(memory_format=torch.contiguous_format)
     out = torch.empty_like(images, memory_format=torch.contiguous_format)
-    launch(
-        images.contiguous(),
-        pattern.contiguous(),
-        weight.contiguous(),
-        None if slots is None else slots.contiguous(),
-        None if blocks is None else blocks.contiguous(),
-        out,
-        *images.shape,
-        *((0, 0, 0) if blocks is None else blocks.shape),
-    )
+    masks = (0, 0, 0) if blocks is None else blocks.shape
+    launch(images, pattern, weight, slots, blocks, out, *images.shape, *masks)
     return out
 
 
@@ -261,16 +253,7 @@ def _warp_compute(
         and all(math.isfinite(jitter) and 0 <= jitter <= 1 << 26 for jitter in (jitter_x, jitter_y)),
     )
     out = torch.empty_like(images, memory_format=torch.contiguous_format)
-    launch(
-        images.contiguous(),
-        positions.contiguous(),
-        None if seeds is None else seeds.contiguous(),
-        None if rows is None else rows.contiguous(),
-        out,
-        *images.shape,
-        jitter_x,
-        jitter_y,
-    )
+    launch(images, positions, seeds, rows, out, *images.shape, jitter_x, jitter_y)
     return out
 
 

@@ -13,7 +13,8 @@ from bdaudit.ops import extension
 _torch_library: Any = torch.library
 _library = _torch_library.Library("bdaudit", "FRAGMENT")
 
-# Hands a kernel its fields, in their order: tensors by their address, None as no address, numbers as they are.
+# Hands a kernel its fields, in their order: tensors by their address, made contiguous first if they are not, None as no
+# address, numbers as they are.
 Launch = Callable[..., None]
 
 
@@ -59,29 +60,30 @@ def contract(name: str, holds: bool) -> None:
 
 def _cpu_launch(kernel: str) -> Launch:
     def launch(*fields: Any) -> None:
-        extension.call(kernel, *_addresses(kernel, fields), torch.get_num_threads())
+        fields = _contiguous(kernel, fields)
+        extension.call(kernel, *map(_address, fields), torch.get_num_threads())
 
     return launch
 
 
 def _cuda_launch(kernel: str) -> Launch:
     def launch(*fields: Any) -> None:
-        addresses = _addresses(kernel, fields)
+        fields = _contiguous(kernel, fields)
         contract(kernel.removesuffix("_cuda"), fields[0].is_cuda)
         stream = torch.cuda.current_stream(fields[0].device)
-        extension.call(kernel, *addresses, fields[0].get_device(), stream.cuda_stream)
+        extension.call(kernel, *map(_address, fields), fields[0].get_device(), stream.cuda_stream)
 
     return launch
 
 
-def _addresses(kernel: str, fields: tuple[Any, ...]) -> list[Any]:
-    # The tensors are held by `fields` until the kernel has run or is queued: an address alone keeps nothing alive.
-    addresses: list[Any] = []
-    device = fields[0].device
-    for field in fields:
-        if isinstance(field, Tensor):
-            contract(kernel.rpartition("_")[0], field.device == device and field.is_contiguous())
-            addresses.append(field.data_ptr())
-        else:
-            addresses.append(0 if field is None else field)
-    return addresses
+def _contiguous(kernel: str, fields: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Lay every tensor out as kernels read it; the caller holds them until the kernel has run or is queued."""
+    tensors = [field for field in fields if isinstance(field, Tensor)]
+    contract(kernel.rpartition("_")[0], all(tensor.device == tensors[0].device for tensor in tensors))
+    return tuple(field.contiguous() if isinstance(field, Tensor) else field for field in fields)
+
+
+def _address(field: Any) -> Any:
+    if isinstance(field, Tensor):
+        return field.data_ptr()
+    return 0 if field is None else field

@@ -131,7 +131,6 @@ def _sample_losses_compute(launch: Launch, logits: Tensor, labels: Tensor) -> tu
         and labels.dtype == torch.int64
         and labels.shape == logits.shape[:1],
     )
-    logits, labels = logits.contiguous(), labels.contiguous()
     values, prediction, nans = _sample_losses_fake(logits, labels)
     launch(logits, labels, values, prediction, nans.zero_(), *logits.shape, logits.dtype == torch.bfloat16)
     return values, prediction, nans
@@ -155,15 +154,7 @@ def _min_class_distance_compute(launch: Launch, features: Tensor, centres: Tenso
         and (exclude is None or (exclude.dtype == torch.int64 and exclude.shape == features.shape[:1])),
     )
     out = _min_class_distance_fake(features)
-    launch(
-        features.contiguous(),
-        centres.contiguous(),
-        None if exclude is None else exclude.contiguous(),
-        out,
-        *features.shape,
-        len(centres),
-        features.dtype == torch.bfloat16,
-    )
+    launch(features, centres, exclude, out, *features.shape, len(centres), features.dtype == torch.bfloat16)
     return out
 
 
@@ -184,17 +175,8 @@ def _class_means_compute(launch: Launch, features: Tensor, labels: Tensor, class
     # As many stretches as leave their sums small: a matter of shapes alone, so that results are the same again.
     segments = max(1, min(64 if features.is_cuda else 16, len(features) // 256, (1 << 21) // max(means.numel(), 1)))
     scratch = features.new_empty((segments, *means.shape), dtype=torch.float64) if features.is_cuda else None
-    launch(
-        features.contiguous(),
-        labels.contiguous(),
-        means,
-        counts.zero_(),
-        scratch,
-        *features.shape,
-        classes,
-        segments,
-        features.dtype == torch.bfloat16,
-    )
+    sizes = (*features.shape, classes, segments)
+    launch(features, labels, means, counts.zero_(), scratch, *sizes, features.dtype == torch.bfloat16)
     return means, counts
 
 

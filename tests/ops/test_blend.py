@@ -5,7 +5,7 @@ import sys
 
 import pytest
 import torch
-from common import each_device, needs_kernels, random_bytes, without_kernels
+from common import each_device, image_batches, needs_kernels, random_bytes, row_choices, without_kernels
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -23,17 +23,8 @@ def problems(draw: st.DrawFn) -> dict[str, Tensor | None]:
     h, w = draw(st.integers(1, 40)), draw(st.integers(1, 40))
     seed = draw(st.integers(0, 2**31))
     rng = torch.Generator().manual_seed(seed)
-    layout = draw(st.sampled_from(["contiguous", "channels_last", "sliced", "flipped", "offset"]))
-    images = random_bytes(n, c, h, w, seed=seed)
-    if layout == "channels_last":
-        images = images.to(memory_format=torch.channels_last)
-    elif layout == "sliced":
-        images = random_bytes(2 * n, c, h, w + 3, seed=seed)[::2, :, :, 1 : w + 1]
-    elif layout == "flipped":
-        images = images.transpose(2, 3)
-        h, w = w, h
-    elif layout == "offset":
-        images = random_bytes(n * c * h * w + 5, seed=seed)[5:].view(n, c, h, w)
+    images = draw(image_batches(n, c, h, w, seed))
+    h, w = images.shape[2:]
     pattern = random_bytes(draw(st.sampled_from([1, c])), h, w, seed=seed + 1)
     shape = draw(st.sampled_from([(), (h, w), (1, h, w), (c, h, w)]))
     weight = torch.rand(shape, generator=rng)
@@ -41,14 +32,8 @@ def problems(draw: st.DrawFn) -> dict[str, Tensor | None]:
         weight = weight.round()
     kind = draw(st.sampled_from(["float", "double", "half", "bool", "quantized"]))
     weight = ops.quantize(weight) if kind == "quantized" else weight.to(getattr(torch, kind))
-    rows = None
-    chosen = n
-    match draw(st.sampled_from(["all", "mask", "indices"])):
-        case "mask":
-            rows = torch.rand(n, generator=rng) < 0.5
-        case "indices":
-            chosen = draw(st.integers(0, n))
-            rows = torch.randperm(n, generator=rng)[:chosen]
+    rows = draw(row_choices(n, seed))
+    chosen = len(rows) if rows is not None and rows.dtype == torch.int64 else n
     blocks = None
     if draw(st.booleans()):
         blocks = torch.rand(chosen, draw(st.integers(1, 9)), draw(st.integers(1, 9)), generator=rng) < 0.6

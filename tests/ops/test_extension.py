@@ -12,6 +12,7 @@ from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
+from common import needs_kernels
 
 from bdaudit import ops
 from bdaudit.errors import BackendError
@@ -109,7 +110,7 @@ def test_a_failing_kernel_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
         ops.blend(IMAGES, PATTERN, 0.25)
 
 
-@pytest.mark.skipif(extension.load() is None, reason="the extension is not built")
+@needs_kernels
 def test_backend_describes_the_loaded_extension() -> None:
     told = ops.backend()
     assert told["cpu"] == "extension"

@@ -3,7 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from common import each_device, needs_kernels, on, random_bytes, seeded, without_kernels
+from common import each_device, image_batches, needs_kernels, on, random_bytes, row_choices, seeded, without_kernels
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -37,25 +37,11 @@ def problems(draw: st.DrawFn) -> dict[str, object]:
     n, c = draw(st.sampled_from([0, 1, 2, 5, 31, 32, 33, 70])), draw(st.integers(1, 3))
     h, w = draw(st.integers(1, 35)), draw(st.integers(1, 35))
     seed = draw(st.integers(0, 2**31))
-    layout = draw(st.sampled_from(["contiguous", "channels_last", "sliced", "flipped", "offset"]))
-    images = random_bytes(n, c, h, w, seed=seed)
-    if layout == "channels_last":
-        images = images.to(memory_format=torch.channels_last)
-    elif layout == "sliced":
-        images = random_bytes(2 * n, c, h, w + 3, seed=seed)[::2, :, :, 1 : w + 1]
-    elif layout == "flipped":
-        images = images.transpose(2, 3)
-        h, w = w, h
-    elif layout == "offset":
-        images = random_bytes(n * c * h * w + 5, seed=seed)[5:].view(n, c, h, w)
+    images = draw(image_batches(n, c, h, w, seed))
+    h, w = images.shape[2:]
     reach = draw(st.sampled_from([0.05, 0.5, 3.0]))
     flow = identity(h, w) + reach * (2 * torch.rand(h, w, 2, generator=seeded(seed)) - 1)
-    rows = None
-    match draw(st.sampled_from(["all", "mask", "indices"])):
-        case "mask":
-            rows = torch.rand(n, generator=seeded(seed)) < 0.5
-        case "indices":
-            rows = torch.randperm(n, generator=seeded(seed))[: draw(st.integers(0, n))]
+    rows = draw(row_choices(n, seed))
     seeds: int | Tensor = draw(st.integers(-(2**63), 2**63 - 1))
     if draw(st.booleans()):
         seeds = torch.randint(-(2**62), 2**62, (n,), generator=seeded(seed))
