@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from typing import IO
 
 # Tiny models: a second thread costs more in waiting than it computes, and ten times that on a busy machine.
 # Set before torch is imported, and inherited by the processes that tests start.
@@ -15,6 +16,7 @@ from support import make_tiny
 from bdaudit import api
 from bdaudit.flow.implant import Sizes
 from bdaudit.flow.run import Run
+from bdaudit.inputs import checkpoint_read, unpack
 from bdaudit.inputs.classifier import Classifier
 from bdaudit.inputs.datasets import load_dataset
 from bdaudit.inputs.pool import Pool
@@ -59,3 +61,13 @@ def suspect(run: Run) -> Classifier:
 def tiny() -> Classifier:
     """An untrained small CNN for 16 x 16 digits."""
     return make_tiny()
+
+
+@pytest.fixture
+def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Describe model files without a child process, where a test reads hundreds of them."""
+
+    def ask(module: str, arguments: list[str], file: IO[bytes], limits: object) -> bytes:
+        return unpack.main(file, os.fstat(file.fileno()).st_size, arguments)
+
+    monkeypatch.setattr(checkpoint_read, "ask", ask)

@@ -13,6 +13,7 @@ from bdaudit import ops, plugins
 from bdaudit.errors import BackendError
 from bdaudit.flow.provenance import git_revision
 from bdaudit.inputs.datasets import DEBIAN_FASHION_MNIST, data_root
+from bdaudit.inputs.jail import strength
 from bdaudit.runtime import Runtime, pick_device
 
 
@@ -40,6 +41,8 @@ def checkup() -> tuple[dict[str, str], bool]:
         healthy = False
     rows["threads"] = str(torch.get_num_threads())
     rows["gpu"] = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
+    rows["sandbox for model files"] = sandbox = strength()
+    healthy = healthy and not sandbox.startswith("BROKEN")
     rows["data"] = f"{data_root()} (BDAUDIT_DATA overrides)"
     rows["fashion-mnist (Debian)"] = str(DEBIAN_FASHION_MNIST) if DEBIAN_FASHION_MNIST.is_dir() else "not installed"
     registry = plugins.registry()

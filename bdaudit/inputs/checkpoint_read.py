@@ -1,25 +1,29 @@
-"""Open a stranger's model file without running code from it."""
+"""Open a stranger's model file without running code from it.
+
+A sandboxed child (`jail`) reads the file's structure (`unpack`, `unpickle`) and describes it as JSON. This
+process never unpickles: it checks the description, rebuilds plain containers from it, and reads the tensors'
+bytes from where they are said to be. Nothing in the description is trusted.
+"""
 
 from __future__ import annotations
 
-import io
-import pickletools
-import re
-import warnings
-import zipfile
+import base64
+import json
+import os
+from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import IO, Any, Literal
 
+import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
 
 from bdaudit.errors import CheckpointError, one_line
+from bdaudit.inputs.jail import JailError, Limits, ask
 
 MAX_BYTES = 16 << 30
-_MAX_SCANNED = 64 << 20
-_HARMLESS = ("torch.", "collections.")
-_SAVE = "save model.state_dict() instead"
 
 
 @dataclass(frozen=True)
@@ -31,12 +35,39 @@ class Content:
     metadata: dict[str, str]
 
 
-def open_checkpoint(path: Path) -> Content:
+def open_checkpoint(path: Path, *, numpy: bool = False, limits: Limits | None = None) -> Content:
     """Read a torch or safetensors file, told apart by content and not by name.
 
-    Torch files are read with `weights_only=True` and nothing else. Raises CheckpointError with the reason,
-    without the path.
+    Accepts what `torch.load(weights_only=True)` makes of plain tensors, parameters and containers, and less
+    than it otherwise. numpy: accept numpy's numbers, which become Python's, and arrays of them, which become
+    tensors. Raises CheckpointError with the reason, without the path.
     """
+    with _opened(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        if size == 0:
+            raise CheckpointError("is empty")
+        if size > MAX_BYTES:
+            raise CheckpointError(f"has {size / 2**30:.0f} GiB, more than any image classifier ({MAX_BYTES >> 30} GiB)")
+        try:
+            answer = ask("bdaudit.inputs.unpack", ["numpy"] if numpy else [], file, limits or Limits())
+            described = json.loads(answer)
+        except JailError as e:
+            raise CheckpointError(str(e)) from e
+        except (ValueError, RecursionError) as e:
+            raise CheckpointError("made its reader answer nonsense: refused") from e
+        if not isinstance(described, dict):
+            raise CheckpointError("made its reader answer nonsense: refused")
+        if "refused" in described:
+            raise CheckpointError(one_line(described["refused"], 400))
+        try:
+            document = _rebuilt(described, file, size)
+        except (ValueError, TypeError, KeyError, IndexError, OverflowError, RuntimeError) as e:
+            # The child only describes what is sound; what is not comes from a child that was taken over.
+            raise CheckpointError(f"is described unsoundly by its reader ({one_line(e, 120)}): refused") from e
+        return Content(described["format"], document, described["metadata"])
+
+
+def _opened(path: Path) -> IO[bytes]:
     try:
         if path.is_dir():
             raise CheckpointError("is a folder, expected a model file")
@@ -44,112 +75,124 @@ def open_checkpoint(path: Path) -> Content:
             raise CheckpointError("no such file")
         if not path.is_file():
             raise CheckpointError("is not a regular file")
-        size = path.stat().st_size
-        with path.open("rb") as file:
-            start = file.read(9)
+        return path.open("rb")
     except (OSError, ValueError) as e:
         raise CheckpointError(f"cannot be read ({one_line(getattr(e, 'strerror', None) or e, 120)})") from e
-    if size == 0:
-        raise CheckpointError("is empty")
-    if size > MAX_BYTES:
-        raise CheckpointError(f"has {size / 2**30:.0f} GiB, more than any image classifier ({MAX_BYTES >> 30} GiB)")
-    if start.startswith(b"PK\x03\x04"):
-        return _open_zip(path, size)
-    if start[8:] == b"{" and int.from_bytes(start[:8], "little") < MAX_BYTES:
-        return _open_safetensors(path)
-    # Files of PyTorch before 1.6 are bare pickles. So is what a text editor may have made of a payload.
-    if start.startswith(b"\x80") or _pickled_globals(path, whole=True):
-        return _open_torch(path)
-    raise CheckpointError("is neither a torch nor a safetensors file")
 
 
-def _open_zip(path: Path, size: int) -> Content:
-    try:
-        with zipfile.ZipFile(path) as archive:
-            entries = archive.infolist()
-    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as e:
-        raise CheckpointError("is truncated or damaged") from e
-    names = [entry.filename.partition("/")[2] for entry in entries]
-    if "constants.pkl" in names or any(name.startswith("code/") for name in names):
-        raise CheckpointError(f"is a TorchScript archive, which holds code: refused, nothing was run; {_SAVE}")
-    if "archive_format" in names or any(name.startswith("models/") for name in names):
-        raise CheckpointError(f"is an exported program (.pt2), not a file of weights; {_SAVE}")
-    if "data.pkl" not in names:
-        raise CheckpointError("is a zip archive that torch.save did not write")
-    # torch.save never compresses. A small file that unpacks into memory without end does.
-    if sum(entry.file_size for entry in entries) > size:
-        raise CheckpointError("is compressed or holds overlapping entries, which torch.save never writes: refused")
-    return _open_torch(path)
+def _rebuilt(described: dict[str, Any], file: IO[bytes], size: int) -> object:
+    """Make containers and tensors of a description; raises ValueError and the like where it is unsound."""
+    if described["format"] not in ("torch", "safetensors"):
+        raise ValueError("an unknown format")
+    if not all(isinstance(text, str) for pair in described["metadata"].items() for text in pair):
+        raise ValueError("metadata that is not text")
+    storages = _storages(described["storages"], file, size)
+    made: list[Any] = []
+
+    def value(given: Any) -> Any:
+        if isinstance(given, list):
+            (row,) = given
+            if type(row) is not int or row < 0:
+                raise ValueError("a reference to nothing")
+            return made[row]
+        if isinstance(given, dict):
+            raise ValueError("an object where a value should be")
+        return given
+
+    for kind, *parts in described["nodes"]:
+        made.append(_tensor(storages, *parts) if kind == "tensor" else _MAKERS[kind](value, *parts))
+    return value(described["root"])
 
 
-def _open_torch(path: Path) -> Content:
-    try:
-        # A file object, as torch would go by the extension of a path.
-        with path.open("rb") as file, warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about pickle protocols and the like, nothing a user can act on
-            document = torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as e:  # a damaged or hostile file makes the unpickler fail in any way there is
-        raise CheckpointError(_refusal(path, e)) from e
-    return Content("torch", document, {})
+def _storages(places: list[list[int]], file: IO[bytes], size: int) -> list[torch.UntypedStorage]:
+    """Read every storage's bytes into memory of its own."""
+    if any(type(n) is not int or n < 0 for place in places for n in place):
+        raise ValueError("a storage that is nowhere")
+    if sum(count for _, count in places) > size or any(offset + count > size for offset, count in places):
+        raise ValueError("more data than the file has")
+    storages = []
+    for offset, count in places:
+        data = torch.empty(count, dtype=torch.uint8)
+        _fill(data.numpy().data, file.fileno(), offset)
+        storages.append(data.untyped_storage())
+    return storages
 
 
-def _open_safetensors(path: Path) -> Content:
-    try:
-        with safe_open(path, framework="pt", device="cpu") as file:
-            # Copies, so that nothing depends on the file's fate once it was read.
-            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118  # no mapping
-            return Content("safetensors", tensors, file.metadata() or {})
-    except SafetensorError as e:
-        raise CheckpointError(f"is a truncated or damaged safetensors file ({one_line(e, 120)})") from e
-    except Exception as e:
-        raise CheckpointError(f"cannot be read as safetensors ({one_line(e, 120)})") from e
+def _fill(view: memoryview, handle: int, offset: int) -> None:
+    done = 0
+    while done < len(view):
+        # A call reads at most 2 GiB; fewer bytes than asked for is usual, none means that the file shrank.
+        got = os.preadv(handle, [view[done : done + (1 << 30)]], offset + done)
+        if got == 0:
+            raise CheckpointError("changed while it was read")
+        done += got
 
 
-def _refusal(path: Path, error: Exception) -> str:
-    """Explain why torch refused a file."""
-    found = _pickled_globals(path)
-    if any(name.startswith("torch.nn.modules.") for name in found):
-        return f"is a whole pickled model, which runs code when read: refused, nothing was run; {_SAVE}"
-    named = re.search(r"GLOBAL (\S+)", str(error))
-    foreign = named.group(1) if named else next((n for n in found if not n.startswith(_HARMLESS)), None)
-    if foreign:
-        return f"contains code ({one_line(foreign, 80)}): refused, nothing was run; {_SAVE}"
-    if "Unsupported operand" in str(error):
-        return f"is a pickle that torch.save did not write: refused, nothing was run; {_SAVE}"
-    return f"is truncated, damaged or no model file ({one_line(type(error).__name__, 40)})"
+def _tensor(
+    storages: list[torch.UntypedStorage],
+    row: int,
+    dtype: str,
+    offset: int,
+    shape: list[int],
+    stride: list[int],
+    requires_grad: bool,
+) -> Tensor:
+    kind = _dtype(None, dtype)
+    storage = storages[row]
+    if any(type(n) is not int or not 0 <= n < 1 << 62 for n in (row, offset, *shape, *stride)):
+        raise ValueError("a tensor of negative size")
+    # torch would enlarge a storage that is too small, with whatever stood there.
+    last = 0 if 0 in shape else 1 + sum((n - 1) * step for n, step in zip(shape, stride, strict=True))
+    if last and (offset + last) * kind.itemsize > storage.nbytes():
+        raise ValueError("a tensor beyond its storage")
+    tensor = torch.empty(0, dtype=kind).set_(storage, offset if last else 0, shape, stride)
+    return tensor.requires_grad_() if requires_grad and kind.is_floating_point else tensor
 
 
-def _pickled_globals(path: Path, *, whole: bool = False) -> list[str]:
-    """List what a pickle would import, without running it.
-
-    whole: list nothing unless it reads as a pickle to its end, which text hardly ever does.
-    """
-    found: list[str] = []
-    strings: list[str] = []
-    stopped = False
-    try:
-        stream = io.BytesIO(_pickle_bytes(path))
-        # Before PyTorch 1.6 a file was several pickles in a row: magic number, version, system, object.
-        for _ in range(5):
-            for opcode, argument, _ in pickletools.genops(stream):
-                if opcode.name in ("GLOBAL", "INST"):
-                    found.append(str(argument).replace(" ", ".", 1))
-                elif opcode.name == "STACK_GLOBAL":
-                    found.append(".".join(strings))
-                elif isinstance(argument, str):
-                    strings = [*strings[-1:], argument]
-            stopped = True
-    except Exception:  # a stranger's bytes end anyhow; what was found until there counts
-        pass
-    return found if stopped or not whole else []
+def _dtype(_: object, name: str) -> torch.dtype:
+    found = getattr(torch, name, None) if name.isidentifier() else None
+    if not isinstance(found, torch.dtype):
+        raise CheckpointError(f"holds values of type {one_line(name, 40)}, which this torch does not know")
+    return found
 
 
-def _pickle_bytes(path: Path) -> bytes:
-    with path.open("rb") as file:
-        if file.read(2) != b"PK":
-            file.seek(0)
-            return file.read(_MAX_SCANNED)
-    with zipfile.ZipFile(path) as archive:
-        entry = next(e for e in archive.infolist() if e.filename.endswith("/data.pkl"))
-        with archive.open(entry) as pickled:
-            return pickled.read(_MAX_SCANNED)
+_Value = Callable[[Any], Any]
+
+
+def _odict(value: _Value, pairs: list[list[Any]], metadata: Any) -> OrderedDict[Any, Any]:
+    made = OrderedDict((value(k), value(v)) for k, v in pairs)
+    if metadata is not None:
+        made._metadata = value(metadata)  # type: ignore[attr-defined]  # as torch's own state_dict() does
+    return made
+
+
+def _parameter(value: _Value, tensor: Any, requires_grad: bool) -> nn.Parameter:
+    inner = value(tensor)
+    if not isinstance(inner, Tensor):
+        raise ValueError("a parameter that is no tensor")
+    return nn.Parameter(inner, requires_grad is True)
+
+
+def _array(_: _Value, dtype: str, shape: list[int], fortran: bool, data: str) -> Tensor:
+    kind = np.dtype(dtype)
+    if kind.kind not in "biuf":
+        raise ValueError("an array that is not of numbers")
+    array = np.frombuffer(base64.b64decode(data), dtype=kind).reshape(shape, order="F" if fortran else "C")
+    return torch.from_numpy(np.ascontiguousarray(array, dtype=kind.newbyteorder("=")).copy())
+
+
+_MAKERS: dict[str, Callable[..., Any]] = {
+    "dict": lambda value, pairs: {value(k): value(v) for k, v in pairs},
+    "odict": _odict,
+    "list": lambda value, parts: [value(part) for part in parts],
+    "tuple": lambda value, parts: tuple(value(part) for part in parts),
+    "set": lambda value, parts: {value(part) for part in parts},
+    "bytes": lambda _, text: base64.b64decode(text),
+    "bytearray": lambda _, text: bytearray(base64.b64decode(text)),
+    "size": lambda _, shape: torch.Size(shape),
+    "dtype": _dtype,
+    "device": lambda _, name: torch.device(name),
+    "parameter": _parameter,
+    "array": _array,
+}
+"""Kind of a row -> what makes its value, given the function that looks up a value."""
