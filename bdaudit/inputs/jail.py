@@ -146,8 +146,9 @@ def lock(memory: int, cpu: int) -> bool:
     """Limit this process for good; returns whether the kernel filters its system calls too."""
     import resource
 
-    # The interpreter's own part does not count.
-    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize() if _linux() else 0
+    used = 0
+    with contextlib.suppress(OSError):  # the interpreter's own part does not count, where that can be told
+        used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     for kind, most in (
         (resource.RLIMIT_AS, used + memory),
         (resource.RLIMIT_CPU, cpu),
