@@ -102,7 +102,11 @@ def _zip(file: IO[bytes], size: int, numpy: bool) -> Description:
         raise Refused("is compressed, which torch.save never does: refused")
     if sum(entry.file_size for entry in entries) > size:
         raise Refused("holds overlapping entries, which torch.save never writes: refused")
-    if len(set(names)) != len(names) or len({entry.filename.partition("/")[0] for entry in entries}) != 1:
+    # torch's own reader takes no notice of case: two such entries could be one model to us and another to it.
+    if (
+        len({name.casefold() for name in names}) != len(names)
+        or len({entry.filename.partition("/")[0] for entry in entries}) != 1
+    ):
         raise Refused("holds several archives or entries of one name, which torch.save never writes: refused")
     found = {name: _place(file, size, entry) for name, entry in zip(names, entries, strict=True)}
     if "byteorder" in found and _bytes(file, found["byteorder"], 16) != b"little":

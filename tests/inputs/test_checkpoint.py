@@ -413,6 +413,16 @@ def test_a_bomb_is_refused_before_it_unpacks(tmp_path):
     assert "is compressed" in refused(tmp_path / "b.pt")
 
 
+@pytest.mark.parametrize("extra", ["data/0", "Data/0", "DATA.PKL"])
+def test_a_file_that_could_be_two_models_is_refused(tmp_path, extra):
+    """torch's reader takes no notice of case and may pick the other entry."""
+    path = saved(tmp_path, plain_state(model_of()))
+    with warnings.catch_warnings(), zipfile.ZipFile(path, "a") as file:
+        warnings.simplefilter("ignore")
+        file.writestr(f"{file.namelist()[0].partition('/')[0]}/{extra}", b"x" * 16)
+    assert "entries of one name" in refused(path)
+
+
 def test_a_record_shorter_than_its_tensor_is_refused(tmp_path):
     """Otherwise reading the tensor would read beyond its memory."""
     path = saved(tmp_path, {"w": torch.ones(100_000)})
