@@ -106,6 +106,11 @@ class Plugin(BaseModel):
         return tuple(n for n in cls.wants() if RESOURCES[n].oracle)
 
     @classmethod
+    def family(cls) -> str:
+        """What sort of its kind it is, where the kind knows several."""
+        return ""
+
+    @classmethod
     def claim(cls) -> str:
         """The first line of the docstring."""
         return (inspect.getdoc(cls) or "").partition("\n")[0]

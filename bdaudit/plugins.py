@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import pkgutil
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
@@ -17,7 +18,26 @@ if TYPE_CHECKING:
     from bdaudit.contract import Plugin
 
 GROUP = "bdaudit"
-KINDS = ("attack", "defense", "probe")
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of plugin: the hook that returns its classes, and the class they must derive from (`module:name`)."""
+
+    name: str
+    hook: str
+    base: str
+
+
+KINDS: Mapping[str, Kind] = {
+    k.name: k
+    for k in (
+        Kind("attack", "bdaudit_attacks", "bdaudit.attacks.base:Attack"),
+        Kind("defense", "bdaudit_defenses", "bdaudit.defenses.base:Defense"),
+        Kind("probe", "bdaudit_probes", "bdaudit.probes.base:Probe"),
+    )
+}
+"""Every kind there is: a new one is a row here and a hook in hookspecs.py."""
 
 
 @dataclass(frozen=True)
@@ -95,23 +115,17 @@ def load(points: Iterable[EntryPoint]) -> Registry:
 
 def _classes(manager: pluggy.PluginManager, module: object) -> list[tuple[str, type[Plugin]]]:
     """Call this module's hooks, and only this module's, so that one failure stays its own."""
-    from bdaudit.attacks.base import Attack
     from bdaudit.contract import check_class
-    from bdaudit.defenses.base import Defense
-    from bdaudit.probes.base import Probe
 
-    bases: dict[str, tuple[str, type[Plugin]]] = {
-        "bdaudit_attacks": ("attack", Attack),
-        "bdaudit_defenses": ("defense", Defense),
-        "bdaudit_probes": ("probe", Probe),
-    }
+    kinds = {kind.hook: kind for kind in KINDS.values()}
     classes = []
     for caller in manager.get_hookcallers(module) or []:
-        kind, base = bases[caller.name]
+        kind = kinds[caller.name]
+        base = pkgutil.resolve_name(kind.base)
         for implementation in caller.get_hookimpls():
             if implementation.plugin is module:
                 hook = cast(Callable[[], Iterable[object]], implementation.function)
-                classes += [(kind, check_class(cls, base)) for cls in hook()]
+                classes += [(kind.name, check_class(cls, base)) for cls in hook()]
     if not classes:
         raise PluginError("it returns no plugin from any of bdaudit's hooks")
     return classes

@@ -59,6 +59,11 @@ class Attack(Plugin):
     make_trigger: ClassVar[Callable[..., Trigger]]
     """Make the trigger used at test time, from any of: shape, train, target, fresh, rng."""
 
+    @classmethod
+    def family(cls) -> str:
+        """`clean-label` if poisoned rows keep their labels, else `dirty-label`."""
+        return "clean-label" if cls.clean_label else "dirty-label"
+
     def make_train_trigger(self, shape: tuple[int, int, int], trigger: Trigger) -> Trigger:
         """Make the variant planted at training time; the same one unless the paper is asymmetric."""
         return trigger

@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from bdaudit.cli.common import PluginName, json_flag, uniform, warn_broken
+from bdaudit.plugins import KINDS
 
 
 @click.group("plugins", invoke_without_command=True)
@@ -19,7 +20,7 @@ def command(ctx: click.Context) -> None:
 
 
 @command.command("list")
-@click.option("--kind", type=click.Choice(["attack", "defense", "probe"]), help="Only this kind.")
+@click.option("--kind", type=click.Choice(list(KINDS)), help="Only this kind.")
 @json_flag
 @uniform
 def list_(kind: str | None = None, as_json: bool = False) -> None:
@@ -113,15 +114,11 @@ def _rows() -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
     for (kind, name), found in sorted(registry().found.items()):
         cls = found.cls
-        if kind == "attack":
-            family = "clean-label" if getattr(cls, "clean_label", False) else "dirty-label"
-        else:
-            family = cls.family() if hasattr(cls, "family") else ""
         rows.append(
             {
                 "kind": kind,
                 "name": name,
-                "family": family,
+                "family": cls.family(),
                 "needs": [] if kind == "attack" else list(cls.needs()),
                 "oracle": bool(cls.oracle()),
                 "distribution": found.distribution,
