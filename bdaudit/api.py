@@ -23,6 +23,7 @@ from bdaudit.flow.output import is_audit, write_audit
 from bdaudit.flow.pools import Images, as_pool
 from bdaudit.flow.run import Run, is_run, open_run
 from bdaudit.flow.suspect import PathLike, Suspect, load, open_second, open_suspect, wrap
+from bdaudit.flow.tracking import tell_trackers
 from bdaudit.inputs import architectures
 from bdaudit.inputs.checkpoint import save_checkpoint
 from bdaudit.inputs.classifier import Classifier
@@ -96,6 +97,7 @@ def audit(
     seed: int = 0,
     device: str = "auto",
     out: PathLike | None = None,
+    track: bool = True,
 ) -> Report:
     """Audit a model after a defense, or a model that somebody else purified: purify, retune, query, judge.
 
@@ -103,6 +105,7 @@ def audit(
     for the defense, for reactivation and for evaluation. options: `name` for the defense, `probe.name` for
     probes. reference: a clean or exactly purified model; made by `ep` where the trigger is known.
     evaluate: images per rate, at most. out: a folder to write report.json, report.html and the purified model to.
+    track: hand the finished report to the installed trackers.
     """
     if (defense is None) == (purified is None):
         raise UsageError("give either a defense to run (--defense NAME) or a purified model (--purified FILE)")
@@ -142,6 +145,8 @@ def audit(
         )
         if folder is not None:
             write_audit(folder, report, result if chosen else None, suspect.checkpoint)
+    if track:
+        tell_trackers(report, Path(out).resolve() if out is not None else None)
     return report
 
 
@@ -204,6 +209,7 @@ def demo(out: PathLike, *, seed: int = 0, device: str = "auto") -> Report:
             seed=seed,
             device=device,
             out=folder / "audit-pl",
+            track=False,  # the folder has no name yet, and a demonstration is nobody's result
         )
 
 

@@ -71,6 +71,8 @@ class Plugin(BaseModel):
     """attack, defense or probe."""
     method: ClassVar[str]
     """The one method that a subclass writes, whose parameters are its needs."""
+    quick_options: ClassVar[Mapping[str, Any]] = {}
+    """Options with which a run on a hundred small images takes a second: `bdaudit plugins check` uses them."""
 
     @classmethod
     def parse(cls, options: Mapping[str, Any] | None = None) -> Self:

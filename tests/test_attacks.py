@@ -8,19 +8,17 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support import make_tiny
 
 from bdaudit import plugins
 from bdaudit.attacks.badnets import BadNets
 from bdaudit.attacks.base import Attack
 from bdaudit.attacks.blended import Blended
-from bdaudit.attacks.triggers import KINDS, BlendTrigger, load_trigger, noise, patch, save_trigger, stripes
+from bdaudit.attacks.triggers import KINDS, BlendTrigger, load_trigger, noise, patch, stripes
 from bdaudit.errors import ImageError, MissingInput, UsageError
 from bdaudit.inputs.folders import write_png
 from bdaudit.inputs.goal import Goal
 from bdaudit.inputs.pool import Pool
 from bdaudit.runtime import generator
-from bdaudit.training.loop import Recipe
 
 ATTACKS = [found.cls for found in plugins.registry().of_kind("attack").values()]
 
@@ -33,43 +31,20 @@ def trigger_of(attack: Attack, shape: tuple[int, int, int] = (1, 16, 16), seed: 
 
 @pytest.mark.parametrize("cls", ATTACKS, ids=lambda c: c.name)
 class TestEveryAttack:
-    """What holds for all of them, whoever wrote them."""
-
-    def test_options_round_trip(self, cls: type[Attack]) -> None:
-        attack = cls.parse()
-        assert cls.parse({k: str(v) for k, v in attack.model_dump().items()}) == attack
-
-    def test_every_option_is_described(self, cls: type[Attack]) -> None:
-        assert all(row["what"] for row in cls.describe_options())
+    """What holds for all of them beyond the contract (tests/test_conformance.py)."""
 
     @pytest.mark.parametrize("shape", [(1, 16, 16), (3, 32, 32), (3, 15, 17)])
-    def test_triggers_are_pure_seeded_and_survive_a_file(
-        self, cls: type[Attack], shape: tuple[int, int, int], tmp_path: Path
-    ) -> None:
-        trigger = trigger_of(cls.parse(), shape)
+    def test_triggers_fit_images_of_any_shape(self, cls: type[Attack], shape: tuple[int, int, int]) -> None:
         images = torch.randint(0, 256, (5, *shape), dtype=torch.uint8, generator=generator(1))
-        before = images.clone()
-        out = trigger(images)
-        assert torch.equal(images, before)
-        assert out.dtype == torch.uint8
-        assert not torch.equal(out, images)
-        assert torch.equal(out, trigger_of(cls.parse(), shape)(images))
-        save_trigger(trigger, tmp_path / "t.safetensors")
-        assert torch.equal(load_trigger(tmp_path / "t.safetensors", dict(cls.trigger_kinds))(images), out)
+        assert not torch.equal(trigger_of(cls.parse(), shape)(images), images)
 
-    def test_bookkeeping_is_exact(self, cls: type[Attack], digits: Pool) -> None:
+    def test_exactly_the_stated_share_of_rows_is_poisoned(self, cls: type[Attack], digits: Pool) -> None:
         attack = cls.parse({"rate": 0.07})
-        trigger, goal = trigger_of(attack), Goal(2, 10)
-        before = digits.images.clone()
-        poisoned = attack.poison(digits, trigger, goal, generator(3))
+        trigger = trigger_of(attack)
+        poisoned = attack.poison(digits, trigger, Goal(2, 10), generator(3))
         rows = poisoned.poisoned
-        assert torch.equal(digits.images, before)
         assert int(rows.sum()) == round(0.07 * len(digits))
-        assert torch.equal(poisoned.true_labels, digits.labels)
-        assert torch.equal(poisoned.pool.images[~rows], digits.images[~rows])
-        assert torch.equal(poisoned.pool.labels[~rows], digits.labels[~rows])
         assert torch.equal(poisoned.pool.images[rows], trigger(digits.images[rows]))
-        assert (poisoned.pool.labels[rows] == 2).all()
         # Dirty-label poison is drawn from all classes, the target's own included (cards 0.2).
         assert (digits.labels[rows] == 2).any()
 
@@ -84,18 +59,6 @@ class TestEveryAttack:
         attack = cls.parse({"rate": 0.01})
         with pytest.raises(UsageError, match="selects no row out of 20"):
             attack.poison(digits.first(20), trigger_of(attack), Goal(0, 10), generator(0))
-
-    def test_implanting_leaves_the_pool_and_reproduces(self, cls: type[Attack], digits: Pool) -> None:
-        train = digits.first(200)
-        before = train.digest()
-        made = [
-            cls.parse({"rate": 0.1}).implant(make_tiny(), train, 1, Recipe(epochs=1, lr=0.1), generator(0))
-            for _ in range(2)
-        ]
-        assert train.digest() == before
-        one, two = (m.model.state_dict() for m in made)
-        assert all(torch.equal(one[k], two[k]) for k in one)
-        assert made[0].trigger.digest() == made[1].trigger.digest()
 
 
 @given(

@@ -26,6 +26,7 @@ LAYERS = [
     ("probes",),
     ("plugins",),
     ("flow",),
+    ("testing",),
     ("api",),
     ("cli",),
 ]

@@ -23,7 +23,7 @@ def test_built_ins_arrive_through_entry_points() -> None:
     assert {"badnets", "blended"} <= set(found.of_kind("attack"))
     assert {"ft", "fst", "pl", "ep"} <= set(found.of_kind("defense"))
     assert {"retune", "qra"} <= set(found.of_kind("probe"))
-    assert all(f.distribution for f in found.found.values())
+    assert all(f.origin.distribution for f in found.found.values())
 
 
 def test_names_for_completion_agree_with_what_loads() -> None:

@@ -189,8 +189,8 @@ def check_options(options: tuple[tuple[str, str], ...]) -> dict[str, str]:
 
 
 def warn_broken() -> None:
-    """Name the plugins that could not be loaded, one line each on stderr."""
+    """Name the plugins that could not be used, one line each on stderr."""
     from bdaudit.plugins import registry
 
     for label, reason in registry().broken.items():
-        click.echo(f"warning: plugin {label} is broken and was skipped: {reason}", err=True)
+        click.echo(f"warning: plugin {label} was skipped: {reason}", err=True)

@@ -19,7 +19,7 @@ COMMANDS = {
     "purify": "Purify a suspect model.",
     "audit": "Purify, retune, query, report: is the purification real?",
     "report": "Show a report file as text, HTML, Markdown or JUnit.",
-    "plugins": "List attacks, defenses and probes, and their options.",
+    "plugins": "List attacks, defenses and probes, show their options, check them.",
     "doctor": "Say what runs here: versions, extension, threads, GPU, paths.",
 }
 

@@ -2,25 +2,30 @@
 
 from __future__ import annotations
 
+import inspect
 import json
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from bdaudit import plugins
 from bdaudit.cli.common import PluginName, json_flag, uniform, warn_broken
-from bdaudit.plugins import KINDS
+from bdaudit.errors import UsageError
+
+if TYPE_CHECKING:
+    from bdaudit.contract import Plugin
 
 
 @click.group("plugins", invoke_without_command=True)
 @click.pass_context
 def command(ctx: click.Context) -> None:
-    """List attacks, defenses and probes, and their options."""
+    """List what is installed, show its options, check that it keeps the contract."""
     if ctx.invoked_subcommand is None:
         ctx.invoke(list_)
 
 
 @command.command("list")
-@click.option("--kind", type=click.Choice(list(KINDS)), help="Only this kind.")
+@click.option("--kind", type=click.Choice([*plugins.KINDS, plugins.TRACKER]), help="Only this kind.")
 @json_flag
 @uniform
 def list_(kind: str | None = None, as_json: bool = False) -> None:
@@ -28,6 +33,7 @@ def list_(kind: str | None = None, as_json: bool = False) -> None:
     from tabulate import tabulate
 
     warn_broken()
+    _say_what_is_left_out()
     rows = [row for row in _rows() if kind in (None, row["kind"])]
     if as_json:
         click.echo(json.dumps(rows, indent=2))
@@ -40,90 +46,128 @@ def list_(kind: str | None = None, as_json: bool = False) -> None:
             " ".join(r["needs"]),
             "ORACLE" if r["oracle"] else "",
             r["claim"],
-            r["distribution"],
+            f"{r['distribution']} {r['version']}",
+            r["sha256"][:12],
         ]
         for r in rows
     ]
-    headers = ["kind", "name", "family", "needs", "", "what it does", "from"]
-    click.echo(tabulate(table, headers=headers, tablefmt="simple", maxcolwidths=[None, None, None, 26, None, 60, None]))
+    headers = ["kind", "name", "family", "needs", "", "what it does", "from", "sha256"]
+    widths = [None, None, None, 26, None, 60, None, None]
+    click.echo(tabulate(table, headers=headers, tablefmt="simple", maxcolwidths=widths, disable_numparse=True))
 
 
 @command.command("show")
 @click.argument("name", type=PluginName(""))
+@click.option("--kind", type=click.Choice([*plugins.KINDS, plugins.TRACKER]), help="Only this kind.")
 @json_flag
 @uniform
-def show(name: str, as_json: bool) -> None:
+def show(name: str, kind: str | None, as_json: bool) -> None:
     """Show one plugin: what it does, what it needs, every option with its default and source."""
-    import inspect
+    warn_broken()
+    tracker = plugins.registry().trackers.get(name) if kind in (None, plugins.TRACKER) else None
+    found = [] if tracker is not None else plugins.registry().named(name, kind)
+    if as_json:
+        options = {k: {"options": f.cls.describe_options()} for k, f in found}
+        kinds = options or {plugins.TRACKER: {}}
+        rows = [row | kinds[row["kind"]] for row in _rows() if row["name"] == name and row["kind"] in kinds]
+        click.echo(json.dumps(rows, indent=2))
+        return
+    if tracker is not None:
+        click.echo(f"{name} (tracker, from {tracker.origin})\n\n{inspect.getdoc(tracker.function)}")
+    for own_kind, item in found:
+        click.echo(f"{name} ({own_kind}, from {item.origin})\n\n{inspect.getdoc(item.cls)}\n")
+        if own_kind != "attack":
+            click.echo(_inputs(item.cls) + "\n")
+        click.echo(_options(item.cls))
 
+
+@command.command("check")
+@click.argument("name", type=PluginName(""))
+@click.option(
+    "--kind", type=click.Choice(list(plugins.KINDS)), help="Which kind, where several plugins have this name."
+)
+@json_flag
+@uniform
+def check(name: str, kind: str | None, as_json: bool) -> int:
+    """Check that a plugin keeps the contract, on tiny data on the CPU; exit code 1 if it does not.
+
+    \b
+    bdaudit plugins check fst
+    """
+    warn_broken()
+    if kind is None and name in plugins.registry().trackers:
+        raise UsageError(f"{name} is a tracker: there is nothing to check short of handing it a made-up result")
+    found = plugins.registry().named(name, kind)
+    from bdaudit.testing import examine
+
+    outcomes = [(own_kind, item, examine(item.cls)) for own_kind, item in found]
+    if as_json:
+        rows = [
+            {"kind": k, "name": name, **_origin(f.origin), "checks": [vars(o) for o in all_]} for k, f, all_ in outcomes
+        ]
+        click.echo(json.dumps(rows, indent=2))
+    else:
+        for own_kind, item, all_ in outcomes:
+            click.echo(f"{name} ({own_kind}, from {item.origin})")
+            for o in all_:
+                click.echo(f"  {o.check:<22} {o}")
+    return int(any(o.failed for _, _, all_ in outcomes for o in all_))
+
+
+def _inputs(cls: type[Plugin]) -> str:
     from tabulate import tabulate
 
     from bdaudit.contract import RESOURCES
-    from bdaudit.errors import UsageError, did_you_mean
-    from bdaudit.plugins import registry
 
-    warn_broken()
-    found = [(kind, f) for (kind, n), f in registry().found.items() if n == name]
-    if not found:
-        names = {n for _, n in registry().found}
-        raise UsageError(f"there is no plugin named {name!r}{did_you_mean(name, names)} (see: bdaudit plugins list)")
-    if as_json:
-        rows = [row | {"options": f.cls.describe_options()} for row in _rows() for _, f in found if row["name"] == name]
-        click.echo(json.dumps(rows, indent=2))
-        return
-    for kind, item in found:
-        click.echo(f"{name} ({kind}, from {item.distribution} {item.version})\n\n{inspect.getdoc(item.cls)}\n")
-        if kind != "attack":
-            needs = [
-                [
-                    n,
-                    "needed" if n in item.cls.needs() else "optional",
-                    RESOURCES[n].claim,
-                    RESOURCES[n].source,
-                    "ORACLE" if RESOURCES[n].oracle else "",
-                ]
-                for n in item.cls.wants()
-            ]
-            click.echo(
-                tabulate(
-                    needs,
-                    headers=["input", "", "what", "from", ""],
-                    tablefmt="simple",
-                    maxcolwidths=[None, None, 40, 50, None],
-                )
-                + "\n"
-            )
-        options = item.cls.describe_options()
-        if options:
-            click.echo(
-                tabulate(
-                    options,
-                    headers="keys",
-                    tablefmt="simple",
-                    disable_numparse=True,
-                    maxcolwidths=[None, 30, None, 44, 30],
-                )
-            )
-        else:
-            click.echo("no options")
+    rows = [
+        [
+            name,
+            "needed" if name in cls.needs() else "optional",
+            RESOURCES[name].claim,
+            RESOURCES[name].source,
+            "ORACLE" if RESOURCES[name].oracle else "",
+        ]
+        for name in cls.wants()
+    ]
+    headers = ["input", "", "what", "from", ""]
+    return tabulate(rows, headers=headers, tablefmt="simple", maxcolwidths=[None, None, 40, 50, None])
+
+
+def _options(cls: type[Plugin]) -> str:
+    from tabulate import tabulate
+
+    rows = cls.describe_options()
+    if not rows:
+        return "no options"
+    widths = [None, 30, None, 44, 30]
+    return tabulate(rows, headers="keys", tablefmt="simple", disable_numparse=True, maxcolwidths=widths)
+
+
+def _say_what_is_left_out() -> None:
+    left_out = plugins.registry().left_out
+    if left_out:
+        click.echo(f"{plugins.ALLOW} leaves out {len(left_out)}: {', '.join(left_out)}", err=True)
 
 
 def _rows() -> list[dict[str, Any]]:
-    from bdaudit.plugins import registry
-
-    rows: list[dict[str, Any]] = []
-    for (kind, name), found in sorted(registry().found.items()):
-        cls = found.cls
-        rows.append(
-            {
-                "kind": kind,
-                "name": name,
-                "family": cls.family(),
-                "needs": [] if kind == "attack" else list(cls.needs()),
-                "oracle": bool(cls.oracle()),
-                "distribution": found.distribution,
-                "version": found.version,
-                "claim": cls.claim(),
-            }
-        )
+    rows: list[dict[str, Any]] = [
+        {
+            "kind": kind,
+            "name": name,
+            "family": found.cls.family(),
+            "needs": [] if kind == "attack" else list(found.cls.needs()),
+            "oracle": bool(found.cls.oracle()),
+            **_origin(found.origin),
+            "claim": found.cls.claim(),
+        }
+        for (kind, name), found in sorted(plugins.registry().found.items())
+    ]
+    for name, tracker in sorted(plugins.registry().trackers.items()):
+        claim = (inspect.getdoc(tracker.function) or "").partition("\n")[0]
+        row = {"kind": plugins.TRACKER, "name": name, "family": "", "needs": [], "oracle": False}
+        rows.append({**row, **_origin(tracker.origin), "claim": claim})
     return rows
+
+
+def _origin(origin: plugins.Origin) -> dict[str, str]:
+    return {"distribution": origin.distribution, "version": origin.version, "sha256": origin.sha256}

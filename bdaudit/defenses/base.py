@@ -55,6 +55,8 @@ class Defense(Plugin):
 class Tuning(Defense):
     """Options shared by the defenses that tune with SGD or Adam on small pools."""
 
+    quick_options: ClassVar[Mapping[str, Any]] = {"epochs": 1, "batch_size": 32}
+
     epochs: int = option(20, "passes over the clean pool", cite="SS B.2", ge=1)
     lr: float = option(0.01, "learning rate, falling to zero on a cosine", cite="FST B.3", gt=0)
     batch_size: int = option(128, "images a step", cite="FST B.3", ge=2)

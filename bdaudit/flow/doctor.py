@@ -48,6 +48,8 @@ def checkup() -> tuple[dict[str, str], bool]:
     registry = plugins.registry()
     for kind in plugins.KINDS:
         rows[f"{kind}s"] = ", ".join(registry.of_kind(kind))
+    rows["trackers"] = ", ".join(registry.trackers) or "none"
+    rows["plugins left out"] = ", ".join(registry.left_out) or "none"
     for label, reason in registry.broken.items():
         rows[f"plugin {label}"] = f"BROKEN: {reason}"
         healthy = False

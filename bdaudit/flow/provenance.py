@@ -19,12 +19,11 @@ from bdaudit.inputs.pool import Pool
 
 
 def environment() -> dict[str, Any]:
-    """Versions of bdaudit, plugins, torch and Python, and the git revision of a source checkout."""
-    others = {f"{f.distribution} {f.version}" for f in plugins.registry().found.values() if f.distribution != "bdaudit"}
+    """Versions of bdaudit, torch and Python, version and hash of every plugin imported, and the git revision of a source checkout."""
     return {
         "bdaudit": bdaudit.__version__,
         "git": git_revision(),
-        "plugins": sorted(others),
+        "plugins": [f"{origin} sha256:{origin.sha256}" for origin in plugins.registry().origins()],
         "python": platform.python_version(),
         "torch": version("torch"),
         "ops": ops.backend()["cpu"],

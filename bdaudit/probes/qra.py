@@ -52,6 +52,7 @@ class QRA(Probe):
     """
 
     name = "qra"
+    quick_options = {"epochs": 1, "images": 32, "hidden": 64}
 
     alpha: float = option(0.2, "weight of the reference's cross-entropy", cite="SS B.2: .2, LC .1", ge=0)
     budget: float = option(16 / 255, "largest change of a pixel in [0, 1]", cite="SS 3.3", gt=0, le=1)

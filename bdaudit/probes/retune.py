@@ -31,6 +31,7 @@ class Retune(Probe):
     """
 
     name = "retune"
+    quick_options = {"epochs": 1, "draws": 2, "benign_size": 64}
 
     poisoned: int = option(
         5,

@@ -45,3 +45,8 @@ def say(text: str) -> None:
     """Print one line of progress to stderr, if progress is shown."""
     if _shown.get():
         print(text, file=sys.stderr, flush=True)  # noqa: T201 - the one place that prints progress
+
+
+def warn(text: str) -> None:
+    """Print one line to stderr whether or not progress is shown: something went wrong that changes no result."""
+    print(f"warning: {text}", file=sys.stderr, flush=True)  # noqa: T201
