@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 import sysconfig
+from collections.abc import Iterator
+from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 
 import pytest
 
-from bdaudit import plugins
+import bdaudit
+from bdaudit import hookspecs, plugins
 from bdaudit.errors import UsageError
 
 EXAMPLE = Path(__file__).parent.parent / "plugins" / "bdaudit-example"
@@ -75,6 +79,176 @@ def test_a_broken_plugin_is_reported_and_skipped(
     assert label.startswith("defense.broken")
     assert reason in why
     assert "\n" not in why
+
+
+def plugin_of(
+    folder: Path, name: str, source: str = "", *, distribution: str = "", point: str = "defense.thing"
+) -> None:
+    """Lay out an installed distribution with one module and one entry point."""
+    distribution = distribution or name
+    (folder / f"{name}.py").write_text(source or THING)
+    info = folder / f"{name}-1.2.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {distribution}\nVersion: 1.2\n")
+    (info / "entry_points.txt").write_text(f"[bdaudit]\n{point} = {name}\n")
+
+
+THING = """
+from bdaudit.defenses.base import Defense
+from bdaudit.hookspecs import hookimpl
+
+class Thing(Defense):
+    "Does nothing."
+    name = "thing"
+    def purify(self, model):
+        return model
+
+@hookimpl
+def bdaudit_defenses():
+    return [Thing]
+"""
+
+
+@pytest.fixture
+def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A folder on the path for plugins of this test alone."""
+    folder = tmp_path / "site"
+    folder.mkdir()
+    monkeypatch.syspath_prepend(str(folder))
+    plugins.registry.cache_clear()
+    plugins.fingerprint.cache_clear()
+    before = set(sys.modules)
+    yield folder
+    for name in set(sys.modules) - before:
+        if str(folder) in str(getattr(sys.modules[name], "__file__", "")):
+            del sys.modules[name]
+    plugins.registry.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("allowed", "used"),
+    [
+        (None, True),
+        ("none", False),
+        ("", False),
+        ("bdaudit", False),
+        ("something-else, bdaudit-example", False),
+        ("My.Plugin", True),
+        ("bdaudit my_plugin", True),
+    ],
+)
+def test_only_allowed_distributions_are_imported(
+    allowed: str | None, used: bool, site: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """BDAUDIT_PLUGINS names the distributions; the others' modules are not run, and completion does not name them."""
+    plugin_of(site, "allow_me", THING, distribution="my-plugin")
+    monkeypatch.delenv(plugins.ALLOW, raising=False)
+    if allowed is not None:
+        monkeypatch.setenv(plugins.ALLOW, allowed)
+    found = plugins.registry()
+    assert ("thing" in found.of_kind("defense")) == used
+    assert ("allow_me" in sys.modules) == used
+    assert ("thing" in plugins.names("defense")) == used
+    assert ("defense.thing (from my-plugin 1.2)" in found.left_out) != used
+    assert "fst" in found.of_kind("defense")
+    if not used:
+        with pytest.raises(UsageError, match=r"defense\.thing \(from my-plugin 1\.2\) is left out by BDAUDIT_PLUGINS"):
+            plugins.get("defense", "thing")
+
+
+def test_the_list_says_how_many_are_left_out(
+    site: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from bdaudit.cli.main import _run
+
+    plugin_of(site, "left_out", THING, distribution="my-plugin")
+    monkeypatch.setenv(plugins.ALLOW, "none")
+    assert _run(["plugins", "list", "--json"], debug=True) == 0
+    out, err = capsys.readouterr()
+    assert "thing" not in {row["name"] for row in json.loads(out)}
+    assert err == "BDAUDIT_PLUGINS leaves out 1: defense.thing (from my-plugin 1.2)\n"
+
+
+def test_a_file_beside_a_suspect_allows_nothing(
+    site: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from bdaudit.cli.main import _run
+
+    plugin_of(site, "beside_me", THING, distribution="my-plugin")
+    monkeypatch.setenv(plugins.ALLOW, "none")
+    (tmp_path / "model.pt").write_bytes(b"")
+    for setting in ('plugins = "my-plugin"', 'BDAUDIT_PLUGINS = "my-plugin"', '[plugins]\nallow = ["my-plugin"]'):
+        (tmp_path / "bdaudit.toml").write_text(setting)
+        assert _run(["purify", str(tmp_path / "model.pt"), "--defense", "thing"], debug=False) == 2
+        assert "is left out by BDAUDIT_PLUGINS" in capsys.readouterr().err
+    assert "beside_me" not in sys.modules
+
+
+@pytest.mark.parametrize("line", ["BDAUDIT_HOOKSPEC = 2", "BDAUDIT_HOOKSPEC: int = 2"])
+def test_a_plugin_made_for_other_hooks_is_skipped_with_one_line_and_not_run(
+    line: str, site: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from bdaudit.cli.main import _run
+
+    plugin_of(site, "from_the_future", f"{line}\nfrom bdaudit.hookspecs import what_is_not_there_yet\n")
+    assert _run(["plugins", "list"], debug=True) == 0
+    assert capsys.readouterr().err == (
+        "warning: plugin defense.thing (from from_the_future 1.2) was skipped: it is made for version 2 of "
+        f"bdaudit's hooks, this bdaudit {bdaudit.__version__} offers version 1\n"
+    )
+    assert "from_the_future" not in sys.modules
+
+
+def test_a_plugin_made_for_these_hooks_is_used(site: Path) -> None:
+    plugin_of(site, "of_today", f"BDAUDIT_HOOKSPEC = {hookspecs.VERSION}\n{THING}")
+    assert "thing" in plugins.registry().of_kind("defense")
+
+
+def test_the_hash_is_of_the_packages_files_and_of_nothing_else(site: Path) -> None:
+    """The same code has the same hash wherever it lies; one changed byte, in any file, another."""
+
+    def hashed(where: str, helper: str = "x = 1\n", cache: bool = False) -> str:
+        package = site / where / "hash_me"
+        package.mkdir(parents=True)
+        (package / "__init__.py").write_text("")
+        (package / "mine.py").write_text("from hash_me import helper\n")
+        (package / "helper.py").write_text(helper)
+        if cache:
+            (package / "__pycache__").mkdir()
+            (package / "__pycache__" / "mine.pyc").write_text(where)
+        sys.path.insert(0, str(site / where))
+        try:
+            import_module("hash_me.mine")
+            plugins.fingerprint.cache_clear()
+            return plugins.fingerprint("hash_me.mine")
+        finally:
+            sys.path.remove(str(site / where))
+            for name in [n for n in sys.modules if n.partition(".")[0] == "hash_me"]:
+                del sys.modules[name]
+
+    first = hashed("a")
+    assert re.fullmatch("[0-9a-f]{64}", first)
+    assert hashed("b", cache=True) == first
+    assert hashed("c", helper="x = 2\n") != first
+
+
+def test_provenance_names_every_plugin_that_was_imported_with_its_hash(site: Path) -> None:
+    from bdaudit.flow.provenance import environment
+
+    plugin_of(site, "seen", THING, distribution="my-plugin")
+    sha256 = plugins.registry().found["defense", "thing"].origin.sha256
+    assert environment()["plugins"] == [f"my-plugin 1.2 sha256:{sha256}"]
+
+
+def test_one_module_may_stand_behind_several_names(site: Path) -> None:
+    both = THING + "@hookimpl\ndef bdaudit_result(report):\n    pass\n"
+    plugin_of(site, "both", both, distribution="my-plugin")
+    points = site / "both-1.2.dist-info" / "entry_points.txt"
+    points.write_text(points.read_text() + "defense.other = both\ntracker.notes = both\n")
+    found = plugins.registry()
+    assert not found.broken
+    assert "thing" in found.of_kind("defense")
+    assert found.trackers["notes"].arguments == ("report",)
 
 
 def test_a_strangers_defense_is_installed_and_used_by_name(tmp_path: Path, run: object) -> None:
