@@ -175,7 +175,7 @@ def attack(
             dataset,
             chosen,
             folder,
-            spec=architectures.complete(architectures.parse(arch or dataset.arch)),
+            spec=architectures.complete(architectures.from_user(arch or dataset.arch)),
             target=target,
             sizes=sizes or Sizes(),
             recipe=default_recipe(dataset, epochs, lr),

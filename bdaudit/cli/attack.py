@@ -14,7 +14,10 @@ from bdaudit.cli.common import Configured, OptionPair, PluginName, check_options
 @click.option("--data", required=True, help="digits, fashion-mnist, cifar10, or a folder with one sub-folder a class.")
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="The run folder to write.")
 @click.option("--target", type=click.IntRange(0), default=0, show_default=True, help="The target class.")
-@click.option("--arch", help="Architecture, e.g. resnet18:width=16.  [default: suits the data]")
+@click.option(
+    "--arch",
+    help="Architecture: resnet18:width=16, timm:NAME, or your own models.py:make_model.  [default: suits the data]",
+)
 @click.option("--images", type=click.IntRange(1), help="Training images.  [default: 70% of what is there]")
 @click.option(
     "--clean-size", type=click.IntRange(1), help="Images in clean/.  [default: a tenth of the training images]"

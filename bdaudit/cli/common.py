@@ -124,6 +124,11 @@ class Configured(click.Command):
                     f"{one_line(path)}: {one_line(key, 40)!r} is not for a file beside the model to set: it came with the "
                     "suspect; use --config"
                 )
+            if not trusted and name == "arch" and ".py" in str(value):
+                raise InputError(
+                    f"{one_line(path)}: 'arch' names Python code, {one_line(value, 80)!r}: it came with the suspect and "
+                    "nothing was run; type --arch yourself, or use --config"
+                )
             if isinstance(value, dict):
                 value = [f"{k}={v}" for k, v in value.items()]
             chosen[str(known[name].name)] = value
@@ -161,8 +166,8 @@ def model_inputs(function: F) -> F:
     path = click.Path(path_type=Path)
     for decorator in (
         click.option("-o", "--option", "options", type=OptionPair(), multiple=True, help="Set a plugin's option; see `plugins show`."),
-        click.option("--normalise", "normalisation", help="How pixels are normalised, where the file does not say (a dataset's name)."),
-        click.option("--arch", help="Architecture, e.g. resnet18:width=16, where it cannot be told from the file."),
+        click.option("--normalise", "normalisation", help="How pixels are normalised, where the file does not say: a dataset's name, [0,1] or [-1,1]."),
+        click.option("--arch", help="Architecture, where it cannot be told from the file: resnet18:width=16, timm:NAME, or your own models.py:make_model, which is run."),
         click.option("--attack", "attack_run", type=path, help="A run folder: the trigger is then known (ORACLE for defenses)."),
         click.option("--train", type=path, help="The untrusted training set, for in-training defenses."),
         click.option("--target", type=click.IntRange(0), help="The target class, if known."),

@@ -12,7 +12,7 @@ import torch
 from bdaudit.attacks.base import Attack, Implanted
 from bdaudit.attacks.triggers import save_trigger
 from bdaudit.errors import UsageError
-from bdaudit.flow.provenance import environment
+from bdaudit.flow.provenance import describe_source, environment
 from bdaudit.flow.run import RECORD, AttackRecord
 from bdaudit.inputs.architectures import fresh
 from bdaudit.inputs.checkpoint import save_checkpoint
@@ -128,7 +128,7 @@ def implant(
         data=dataset.name,
         arch=str(spec),
         recipe=asdict(recipe),
-        provenance={**environment(), "seed": seed, "device": Runtime.of(device).describe()},
+        provenance={**environment(), **describe_source(spec), "seed": seed, "device": Runtime.of(device).describe()},
     )
     _write(folder, record, implanted, models, parts, flagged)
     return record

@@ -14,7 +14,8 @@ import torch
 
 import bdaudit
 from bdaudit import ops, plugins
-from bdaudit.inputs.classifier import Classifier
+from bdaudit.inputs.architectures import find
+from bdaudit.inputs.classifier import ArchSpec, Classifier
 from bdaudit.inputs.pool import Pool
 
 
@@ -49,11 +50,18 @@ def describe_pool(pool: Pool, source: str) -> dict[str, Any]:
 
 
 def describe_model(model: Classifier) -> dict[str, Any]:
-    """Architecture and hash of a model's weights."""
+    """Architecture, where its code is from, and hash of a model's weights."""
     return {
         "arch": str(model.arch) if model.arch else type(model.body).__name__,
+        **describe_source(model.arch),
         "weights_sha256": weights_digest(model),
     }
+
+
+def describe_source(arch: ArchSpec | None) -> dict[str, str]:
+    """Where an architecture's code is from, if not from bdaudit or torchvision."""
+    source = find(arch.name).source if arch else ""
+    return {"arch_source": source} if source else {}
 
 
 def weights_digest(model: Classifier) -> str:

@@ -6,16 +6,15 @@ import copy
 from dataclasses import dataclass
 from pathlib import Path
 
-from PIL import Image
 from torch import nn
 
 from bdaudit.errors import UsageError, one_line
-from bdaudit.flow.pools import Images, as_pool, labelled_pool
-from bdaudit.inputs.architectures import find
+from bdaudit.flow.pools import Images, as_pool
+from bdaudit.flow.preprocessing import assumed, normalised
+from bdaudit.inputs.architectures import from_user
 from bdaudit.inputs.checkpoint import Checkpoint, read_checkpoint
-from bdaudit.inputs.classifier import Classifier, Preprocessing
-from bdaudit.inputs.folders import SUFFIXES
-from bdaudit.inputs.normalisation import NORMALISATIONS, choose_preprocessing
+from bdaudit.inputs.classifier import Classifier
+from bdaudit.inputs.normalisation import usual_preprocessing
 from bdaudit.inputs.pool import Pool
 from bdaudit.runtime import Runtime, pick_device
 from bdaudit.training.progress import say
@@ -38,34 +37,43 @@ def load(
     *,
     arch: str | None = None,
     normalisation: str | None = None,
-    clean: PathLike | None = None,
+    clean: Images | None = None,
     device: str = "auto",
 ) -> Suspect:
     """Read a model file without running code from it.
 
-    arch: name, e.g. `resnet18:width=16`, where neither the file nor its keys and shapes tell. Where the file
-    does not say how its pixels were normalised: `normalisation` (a dataset's name), else the known one under
-    which the model classifies the images in `clean` best.
+    arch: name, e.g. `resnet18:width=16`, where neither the file nor its keys and shapes tell; or a function of
+    your own as `models.py:make_model`, whose file is run. Where the model file does not say how its pixels were
+    normalised: `normalisation` (a data set's name), else the known one under which the model classifies the
+    images in `clean` best.
     """
     path = Path(model)
     checkpoint = read_checkpoint(path)
+    spec = from_user(arch) if arch is not None else None
+    runtime = Runtime.of(pick_device(device))
     notes: list[str] = []
-    preprocessing = None
-    if checkpoint.preprocessing is None:
-        preprocessing = _preprocessing(checkpoint, arch, normalisation, Path(clean) if clean else None, notes)
-    classifier = checkpoint.classifier(arch=arch, preprocessing=preprocessing, notes=notes)
+    found = checkpoint.match(spec)
+    if isinstance(clean, str | Path) and not Path(clean).exists():
+        clean = None  # whoever needs it says so
+    known = checkpoint.preprocessing
+    if known is None:
+        preprocessing = assumed(found, normalisation, clean)
+    else:
+        preprocessing = usual_preprocessing(known.shape, normalisation) if normalisation else None
+    classifier = runtime.place(checkpoint.classifier(arch=found, preprocessing=preprocessing, notes=notes))
+    if known is None and normalisation is None and clean is not None:
+        classifier, said = normalised(classifier, clean)
+        notes += said
     for note in notes:
         say(f"{path.name}: {note}")
-    return Suspect(Runtime.of(pick_device(device)).place(classifier), checkpoint, path, tuple(notes))
+    return Suspect(classifier, checkpoint, path, tuple(notes))
 
 
 def wrap(model: nn.Module, images: Pool, *, normalisation: str | None = None) -> Classifier:
     """Make a classifier out of a plain module that takes floats in [0, 1], or normalised by a known dataset's figures."""
     if isinstance(model, Classifier):
         return model
-    c, h, w = images.shape
-    mean, std = _normalisation(normalisation, c) if normalisation else ((0.0,) * c, (1.0,) * c)
-    return Classifier(model, Preprocessing(channels=c, height=h, width=w, mean=mean, std=std))
+    return Classifier(model, usual_preprocessing(images.shape, normalisation))
 
 
 def open_suspect(
@@ -79,8 +87,7 @@ def open_suspect(
             model = wrap(model, as_pool(clean), normalisation=normalisation)
         return Suspect(Runtime.of(pick_device(device)).place(model.clone()))
     beside = Path(model).parent / "clean"
-    folder = clean if isinstance(clean, str | Path) else beside if beside.is_dir() else None
-    return load(model, arch=arch, normalisation=normalisation, clean=folder, device=device)
+    return load(model, arch=arch, normalisation=normalisation, clean=beside if clean is None else clean, device=device)
 
 
 def open_second(model: PathLike | nn.Module, suspect: Suspect) -> Classifier:
@@ -101,61 +108,3 @@ def open_second(model: PathLike | nn.Module, suspect: Suspect) -> Classifier:
             f"the suspect {known.preprocessing.shape} and {known.num_classes}"
         )
     return Runtime.of(known.device).place(other)
-
-
-def _preprocessing(
-    checkpoint: Checkpoint, arch: str | None, normalisation: str | None, clean: Path | None, notes: list[str]
-) -> Preprocessing | None:
-    """Settle how pixels go in where the file does not say; None leaves it to the documented assumption."""
-    found = checkpoint.match(arch)
-    if normalisation:
-        _normalisation(normalisation, found.channels)  # says at once when it is not one
-    size = _first_size(clean)
-    if size is None and not normalisation:
-        return None
-    side = found.arch.options.get("image_size", find(found.arch.name).size)
-    height, width = size or (side, side)
-    named = (
-        [normalisation] if normalisation else [n for n, (m, _) in NORMALISATIONS.items() if len(m) == found.channels]
-    )
-    neutral = ((0.0,) * found.channels, (1.0,) * found.channels)
-    candidates = {"[0, 1]": neutral} if not normalisation else {}
-    candidates |= {n: _normalisation(n, found.channels) for n in named}
-    options = {
-        name: Preprocessing(channels=found.channels, height=height, width=width, mean=mean, std=std)
-        for name, (mean, std) in candidates.items()
-    }
-    if len(options) == 1:
-        return next(iter(options.values()))
-    trial = checkpoint.classifier(arch=arch, preprocessing=next(iter(options.values())))
-    assert clean is not None
-    pool = labelled_pool(clean, trial, "clean")
-    fair = pool.take(range(0, len(pool), max(1, len(pool) // 512)))  # folders are read class by class
-    best = choose_preprocessing(trial.body, fair.images, fair.labels, options.values())
-    name = next(n for n, p in options.items() if p == best)
-    notes.append(
-        f"preprocessing is not in the file: {name} fits the clean images best ({height}x{width}); --normalise overrides"
-    )
-    return best
-
-
-def _first_size(folder: Path | None) -> tuple[int, int] | None:
-    if folder is None or not folder.is_dir():
-        return None
-    for path in sorted(folder.rglob("*")):
-        if path.suffix.lower() in SUFFIXES:
-            try:
-                with Image.open(path) as image:
-                    return image.height, image.width
-            except (OSError, ValueError, Image.DecompressionBombError):
-                return None  # read_folder names the file properly
-    return None
-
-
-def _normalisation(name: str, channels: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    if name not in NORMALISATIONS:
-        raise UsageError(f"--normalise {one_line(name, 40)}: known are {', '.join(NORMALISATIONS)}")
-    mean, std = NORMALISATIONS[name]
-    if len(mean) != channels:
-        raise UsageError(f"--normalise {name}: is for {len(mean)} channels, the images have {channels}")
-    return mean, std

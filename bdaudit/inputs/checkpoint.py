@@ -13,15 +13,15 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
-from bdaudit.errors import BdauditError, CheckpointError, one_line
-from bdaudit.inputs.architectures import Match, build, find, fit, match, parse, untouched_rng
-from bdaudit.inputs.architectures.matching import COUNTER
+from bdaudit.errors import BdauditError, CheckpointError, UsageError, one_line
+from bdaudit.inputs.architectures import Match, build, check_size, find, fit, match, parse, untouched_rng
+from bdaudit.inputs.architectures.matching import COUNTER, plain_state
 from bdaudit.inputs.checkpoint_header import KEY, Header, describe, read_header, read_json
-from bdaudit.inputs.checkpoint_layout import Layout, tensors_beside, unwrap
+from bdaudit.inputs.checkpoint_layout import Layout, common_prefix, tensors_beside, unwrap
 from bdaudit.inputs.checkpoint_read import open_checkpoint
 from bdaudit.inputs.classifier import ArchSpec, Classifier, Preprocessing
 from bdaudit.inputs.files import atomic_file, sha256
-from bdaudit.inputs.normalisation import guess_preprocessing
+from bdaudit.inputs.normalisation import usual_preprocessing
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,6 +73,11 @@ class Checkpoint:
         """
         shapes = {name: tuple(tensor.shape) for name, tensor in self.state.items()}
         spec = parse(arch) if isinstance(arch, str) else arch or self.arch
+        if spec is None and self.header and self.header.code:
+            raise CheckpointError(
+                f"{_shown(self.path)}: its network is a function in a Python file of its maker's, {self.header.code}; "
+                "bdaudit runs no code that a file names: give --arch FILE.py:FUNCTION with a file that you trust"
+            )
         try:
             return fit(spec, shapes) if spec else match(shapes)
         except CheckpointError as e:
@@ -81,38 +86,42 @@ class Checkpoint:
     def classifier(
         self,
         *,
-        arch: str | ArchSpec | None = None,
+        arch: str | ArchSpec | Match | None = None,
         preprocessing: Preprocessing | None = None,
         classes: Sequence[str] | None = None,
         notes: list[str] | None = None,
     ) -> Classifier:
         """Build the model on the CPU, in float32 and evaluation mode.
 
-        arch: as in `match`. preprocessing, classes: used where the file does not say. notes: gets a line for
+        arch: as in `match`, or what that returned. preprocessing, classes: used where the file does not say. notes: gets a line for
         each thing that was assumed or set aside, to be shown to the user. Raises CheckpointError when the
-        weights do not fit, or the preprocessing or the classes contradict them.
+        weights do not fit, or the preprocessing or the classes contradict them; UsageError when the network does
+        not take its images.
         """
-        found = self.match(arch)
+        found = arch if isinstance(arch, Match) else self.match(arch)
         said = [*self.notes]
-        if self.arch is None and arch is None:
+        if found.recognised:
             said.append(f"architecture recognised from the weights: {found.arch}")
         pixels = self._preprocessing(found, preprocessing, said)
         names = self._classes(found, classes, said)
         with untouched_rng():
             body = build(found.arch.name, num_classes=found.num_classes, channels=found.channels, **found.arch.options)
         # Counters that an old file lacks keep their zero.
-        counters = {n: t for n, t in body.state_dict().items() if n.endswith(COUNTER) and n not in self.state}
-        body.load_state_dict({**self.state, **counters}, strict=True)
+        counters = {n: t for n, t in plain_state(body).items() if n.endswith(COUNTER) and n not in self.state}
+        prefix = common_prefix(body.state_dict())
+        body.load_state_dict({prefix + n: t for n, t in {**self.state, **counters}.items()}, strict=True)
+        model = Classifier(body, pixels, arch=found.arch, classes=names).eval()
+        model.check()
         if notes is not None:
             notes.extend(said)
-        return Classifier(body, pixels, arch=found.arch, classes=names).eval()
+        return model
 
     def _preprocessing(self, found: Match, given: Preprocessing | None, said: list[str]) -> Preprocessing:
         chosen = self.preprocessing or given
         if chosen is None:
             side = found.arch.options.get("image_size", find(found.arch.name).size)
             said.append(f"preprocessing is not in the file: assumed {side}x{side} pixels, mean 0 and std 1")
-            return guess_preprocessing(found.channels, side, side)
+            return usual_preprocessing((found.channels, side, side))
         if self.preprocessing and given and given != self.preprocessing:
             said.append("preprocessing taken from the file, not from what was given")
         if chosen.channels != found.channels:
@@ -120,6 +129,10 @@ class Checkpoint:
                 f"{_shown(self.path)}: its first convolution takes {found.channels} channels, "
                 f"its preprocessing {chosen.channels}"
             )
+        try:
+            check_size(found.arch, chosen)
+        except UsageError as e:
+            raise CheckpointError(f"{_shown(self.path)}: {e}") from e
         return chosen
 
     def _classes(self, found: Match, given: Sequence[str] | None, said: list[str]) -> tuple[str, ...]:
@@ -188,7 +201,8 @@ def save_checkpoint(
     Raises BdauditError when the model does not have the weights of `like` or holds NaN, OutputError when
     `path` cannot be written.
     """
-    new = {name: t.detach().cpu() for name, t in model.body.state_dict().items()}
+    held = plain_state(model.body) if like else model.body.state_dict()
+    new = {name: t.detach().cpu() for name, t in held.items()}
     state = _like(new, like.state) if like else {name: _own_memory(t) for name, t in new.items()}
     for name, tensor in state.items():
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():

@@ -31,7 +31,7 @@ class _Strict(BaseModel):
 class HeaderArch(_Strict):
     """The architecture by name with the options that rebuild it."""
 
-    name: str = Field(min_length=1, max_length=100)
+    name: str = Field(min_length=1, max_length=400)
     options: dict[Annotated[str, Field(max_length=100)], int] = Field(default={}, max_length=20)
 
 
@@ -62,9 +62,14 @@ class Header(_Strict):
                 raise ValueError(f"class {k} has a name with control characters")
         return names
 
+    @property
+    def code(self) -> str:
+        """The function in a Python file that the model was built by, for messages alone; '' where it was none."""
+        return one_line(self.arch.name, 100) if self.arch and ArchSpec(self.arch.name).is_code else ""
+
     def spec(self) -> ArchSpec | None:
-        """The architecture with all its options; raises CheckpointError where it is not known."""
-        if self.arch is None:
+        """The architecture with all its options, None where that is code; raises CheckpointError if it is not known."""
+        if self.arch is None or self.code:
             return None
         try:
             return complete(ArchSpec(self.arch.name, dict(self.arch.options)))
@@ -122,7 +127,7 @@ def describe(model: Classifier, provenance: dict[str, Any]) -> Header:
     p = model.preprocessing
     raw = {
         "version": VERSION,
-        "arch": model.arch and {"name": model.arch.name, "options": dict(model.arch.options)},
+        "arch": model.arch and {"name": model.arch.label, "options": dict(model.arch.options)},
         "preprocessing": {
             "channels": p.channels,
             "height": p.height,

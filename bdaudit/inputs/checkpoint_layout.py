@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeGuard
 
@@ -25,8 +25,9 @@ WRAPPERS = (
 )
 """Keys that usually hold the weights, the first one winning."""
 
-PREFIXES = ("module.", "_orig_mod.", "model.", "net.", "network.", "backbone.", "body.")
-"""What DataParallel, torch.compile and people's wrapper classes put before every name."""
+PREFIXES = ("module.", "_orig_mod.", "model.", "net.", "network.", "backbone.", "body.", "1.")
+"""What DataParallel, torch.compile, people's wrapper classes and a Sequential that resizes images put before every
+name."""
 
 MAX_DEPTH = 4
 MAX_TENSORS = 100_000
@@ -89,7 +90,7 @@ def unwrap(document: object, size: int) -> tuple[Layout, dict[str, Tensor]]:
         raise CheckpointError(f"holds {_a(document)}, expected a dictionary of tensors")
     held = dict(dict.items(document))
     state = _checked(held, size)
-    prefix = _prefix(state)
+    prefix = common_prefix(state)
     names = {name: name.removeprefix(prefix) for name in state}
     layout = Layout(
         wrapping=tuple(wrapping),
@@ -188,7 +189,8 @@ def _checked(held: dict[Any, Any], size: int) -> dict[str, Tensor]:
     return state
 
 
-def _prefix(names: Mapping[str, Tensor]) -> str:
+def common_prefix(names: Collection[str]) -> str:
+    """Find the wrappers' prefixes that all names start with, together."""
     prefix = ""
     while True:
         more = next((p for p in PREFIXES if all(n.startswith(prefix + p) and n != prefix + p for n in names)), None)

@@ -10,7 +10,10 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from bdaudit.errors import UsageError
+from bdaudit.errors import UsageError, one_line
+
+MAX_TRIED = 512
+"""The largest side of an image that a network is tried on."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,14 +44,27 @@ class Preprocessing:
 
 @dataclass(frozen=True)
 class ArchSpec:
-    """An architecture by name with the options that rebuild it, e.g. `resnet18` with width 16."""
+    """An architecture by name with the options that rebuild it, e.g. `resnet18` with width 16.
+
+    name: as the registry spells it; for a function of the user's own, `/path/to/models.py:make_model`.
+    """
 
     name: str
     options: dict[str, int] = field(default_factory=dict)
 
+    @property
+    def is_code(self) -> bool:
+        """Whether the name is that of a function in a Python file."""
+        return ".py:" in self.name
+
+    @property
+    def label(self) -> str:
+        """The name as it is shown and recorded: without the folder that a Python file lies in."""
+        return self.name.rpartition("/")[2]
+
     def __str__(self) -> str:
         options = ", ".join(f"{k}={v}" for k, v in self.options.items())
-        return f"{self.name}({options})"
+        return f"{self.label}({options})"
 
 
 class Classifier(nn.Module):
@@ -74,7 +90,7 @@ class Classifier(nn.Module):
         self.body = body
         self.preprocessing = preprocessing
         self.arch = arch
-        self.head_name, head = _last_linear(body)
+        self.head_name, head = last_linear(body)
         self.classes = classes or tuple(str(k) for k in range(head.out_features))
         if len(self.classes) != head.out_features:
             raise UsageError(f"{len(self.classes)} class names for a head with {head.out_features} outputs")
@@ -136,12 +152,44 @@ class Classifier(nn.Module):
         finally:
             hook.remove()
 
+    def check(self) -> None:
+        """Make sure that it takes an image of its size and gives one logit a class; raises UsageError.
+
+        Large images, which take long and are too small for no network, are not tried.
+        """
+        if max(self.preprocessing.shape) > MAX_TRIED:
+            return
+        name = self.arch.label if self.arch else type(self.body).__name__
+        image = torch.zeros(1, *self.preprocessing.shape, dtype=torch.uint8, device=self.device)
+        training = self.training
+        self.eval()
+        try:
+            with torch.no_grad():
+                logits = self(image)
+        except Exception as e:  # whatever the code of somebody's network raises
+            size = "x".join(str(n) for n in self.preprocessing.shape)
+            raise UsageError(f"{name} fails on a {size} image ({type(e).__name__}: {one_line(e, 160)})") from e
+        finally:
+            self.train(training)
+        expected = (1, self.head.out_features)
+        if not isinstance(logits, Tensor) or logits.shape != expected:
+            got = tuple(logits.shape) if isinstance(logits, Tensor) else f"a {type(logits).__name__}"
+            raise UsageError(
+                f"{name} gives {got} for one image, expected {expected}: the logits of its last linear layer, {self.head_name}"
+            )
+
+    def preprocessed(self, preprocessing: Preprocessing) -> Classifier:
+        """Give the same network, not a copy, another preprocessing."""
+        made = Classifier(self.body, preprocessing, arch=self.arch, classes=self.classes)
+        return made.to(self.device).train(self.training)
+
     def clone(self) -> Classifier:
         """Copy the model so that the copy can be changed in place, and trained even if this one is frozen."""
         return copy.deepcopy(self).requires_grad_(True)
 
 
-def _last_linear(body: nn.Module) -> tuple[str, nn.Linear]:
+def last_linear(body: nn.Module) -> tuple[str, nn.Linear]:
+    """Find the classification layer by name: the linear layer that was registered last."""
     found = [(name, m) for name, m in body.named_modules() if isinstance(m, nn.Linear)]
     if not found:
         raise UsageError(f"{type(body).__name__} has no linear classification layer")

@@ -12,18 +12,21 @@ import torch
 from PIL import Image, UnidentifiedImageError
 
 from bdaudit.errors import ImageError, one_line
-from bdaudit.inputs.pool import UNKNOWN, Pool
+from bdaudit.inputs.pool import UNKNOWN, Pool, evenly
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".ppm", ".pgm", ".tif", ".tiff"})
 MAX_PIXELS = 40_000_000
 """Larger images are refused before they are decoded: a few hundred bytes can claim gigapixels."""
 
 
-def read_folder(folder: Path | str, *, classes: Sequence[str], shape: tuple[int, int, int]) -> Pool:
+def read_folder(
+    folder: Path | str, *, classes: Sequence[str], shape: tuple[int, int, int], most: int | None = None
+) -> Pool:
     """Read a folder of images, with one sub-folder a class or flat (labels then `UNKNOWN`).
 
     classes: the model's class names; a sub-folder is a class's name or its number.
-    shape: (channels, height, width) that the model expects; images are converted to it.
+    shape: (channels, height, width) that the model expects; images are converted to it. most: decode at most so
+    many, evenly spread over the folder.
     Raises ImageError with one line that names the first unusable file.
     """
     root = Path(folder)
@@ -34,6 +37,8 @@ def read_folder(folder: Path | str, *, classes: Sequence[str], shape: tuple[int,
     files = _find(root, classes)
     if not files:
         raise ImageError(f"{one_line(root)}: no images in it (looked for {', '.join(sorted(SUFFIXES))})")
+    if most is not None:
+        files = [files[i] for i in evenly(len(files), most)]
     pixels = torch.empty((len(files), *shape), dtype=torch.uint8)
     for row, (path, _) in enumerate(files):
         pixels[row] = read_image(path, shape)

@@ -78,6 +78,10 @@ class Pool:
         """Select the first n rows (all, if there are fewer)."""
         return Pool(self.images[:n], self.labels[:n], self.origin[:n])
 
+    def spread(self, most: int) -> Pool:
+        """Select at most so many rows, evenly spread over all (which often come class by class)."""
+        return self if len(self) <= most else self.take(evenly(len(self), most))
+
     def shuffled(self, rng: torch.Generator) -> Pool:
         """Reorder the rows at random."""
         return self.take(torch.randperm(len(self), generator=rng))
@@ -126,6 +130,11 @@ class Pool:
         total.update(self.images.cpu().contiguous().numpy().tobytes())
         total.update(self.labels.cpu().numpy().tobytes())
         return total.hexdigest()
+
+
+def evenly(count: int, most: int) -> list[int]:
+    """Choose at most so many of `count` rows, evenly spread."""
+    return [i * count // most for i in range(most)] if count > most else list(range(count))
 
 
 def overlap(a: Pool, b: Pool) -> int:

@@ -8,10 +8,11 @@ from hypothesis import strategies as st
 from bdaudit.errors import CheckpointError, UsageError
 from bdaudit.inputs import architectures
 from bdaudit.inputs.architectures import build, find, fit, fresh, known, match, parse
-from bdaudit.inputs.architectures.matching import COUNTER, _Unallocated
+from bdaudit.inputs.architectures.matching import COUNTER
+from bdaudit.inputs.architectures.skeleton import Unallocated
 from bdaudit.inputs.architectures.torchvision import TABLE
 from bdaudit.inputs.classifier import ArchSpec, Preprocessing
-from bdaudit.inputs.normalisation import NORMALISATIONS, choose_preprocessing, guess_preprocessing
+from bdaudit.inputs.normalisation import NORMALISATIONS, rank_normalisations, usual_preprocessing
 
 OWN = ("resnet18", "preactresnet18", "vgg19_bn", "small_cnn")
 # The shortest network of each pair of first and last layer, so that every way of naming is met.
@@ -19,13 +20,13 @@ TORCHVISION = tuple(min(counts, key=lambda name: counts[name]) for counts in TAB
 
 
 def shapes_of(name, *, num_classes=7, channels=3, **options):
-    with _Unallocated():
+    with Unallocated():
         body = build(name, num_classes=num_classes, channels=channels, **options)
     return {k: tuple(v.shape) for k, v in body.state_dict().items()}
 
 
 def pixels(channels=3, side=32):
-    return guess_preprocessing(channels, side, side)
+    return usual_preprocessing((channels, side, side))
 
 
 @pytest.mark.parametrize("name", OWN)

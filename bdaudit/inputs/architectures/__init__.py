@@ -4,23 +4,27 @@ from bdaudit.inputs.architectures.family import Family, Option
 from bdaudit.inputs.architectures.matching import Match, fit, match
 from bdaudit.inputs.architectures.registry import (
     build,
+    check_size,
     complete,
     find,
     fresh,
+    from_user,
     known,
     parse,
-    untouched_rng,
 )
+from bdaudit.inputs.architectures.skeleton import untouched_rng
 
 __all__ = [
     "Family",
     "Match",
     "Option",
     "build",
+    "check_size",
     "complete",
     "find",
     "fit",
     "fresh",
+    "from_user",
     "known",
     "match",
     "parse",

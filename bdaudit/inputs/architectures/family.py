@@ -13,9 +13,12 @@ Shapes: TypeAlias = Mapping[str, tuple[int, ...]]
 
 @dataclass(frozen=True)
 class Option:
-    """An integer that an architecture is built with: its default and its least and greatest value."""
+    """An integer that an architecture is built with: its default and its least and greatest value.
 
-    default: int
+    default: None leaves it to the function that builds the network.
+    """
+
+    default: int | None
     low: int
     high: int
 
@@ -26,22 +29,29 @@ class Family:
 
     make: takes `num_classes`, `channels` and the options, all by keyword.
     stem: the weight of the first convolution, (width, channels, kernel, kernel).
-    heads: possible names of the last linear layer's weight, (num_classes, features).
+    heads: possible names of the last linear layer's weight, (num_classes, features); stem and heads are empty
+    where only a built network tells.
     infer: options from shapes that hold the stem and a head. It need not check anything else.
     size, min_size: the usual and the least height and width of an image.
     tensors: how many weights a state holds without BatchNorm's counters; None where that depends on the
     options.
+    any_option: what an option that is not listed may be; None where there is no other.
+    weightless: whether it can be built without memory for its weights, to learn their names and shapes.
+    source: for the record, where the code is from if not from bdaudit or torchvision.
     """
 
     name: str
     make: Callable[..., nn.Module]
-    stem: str
-    heads: tuple[str, ...]
+    stem: str = ""
+    heads: tuple[str, ...] = ()
     size: int
     min_size: int = 1
     tensors: int | None = None
     options: Mapping[str, Option] = field(default_factory=dict)
     infer: Callable[[Shapes], dict[str, int]] = lambda shapes: {}
+    any_option: Option | None = None
+    weightless: bool = True
+    source: str = ""
 
     def head(self, shapes: Shapes) -> str | None:
         """The name of the head's weight among `shapes`, None where there is none."""
@@ -49,4 +59,4 @@ class Family:
 
     def plausible(self, shapes: Shapes) -> bool:
         """Whether the first and last weights are there, which is all that `infer` relies on."""
-        return len(shapes.get(self.stem, ())) == 4 and self.head(shapes) is not None
+        return len(shapes.get(self.stem, ())) in (2, 4) and self.head(shapes) is not None

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 
-import torch
-from torch.overrides import TorchFunctionMode
+from torch import Tensor, nn
 
 from bdaudit.errors import CheckpointError, UsageError, one_line
 from bdaudit.inputs.architectures.family import Family, Shapes
 from bdaudit.inputs.architectures.registry import build, complete, find, registry
-from bdaudit.inputs.classifier import ArchSpec
+from bdaudit.inputs.architectures.skeleton import Unallocated, first_layer, untouched_rng
+from bdaudit.inputs.checkpoint_layout import common_prefix
+from bdaudit.inputs.classifier import ArchSpec, last_linear
 
 COUNTER = "num_batches_tracked"
 """BatchNorm's counter: never used in inference, absent from checkpoints older than PyTorch 0.4.1."""
@@ -18,11 +20,15 @@ COUNTER = "num_batches_tracked"
 
 @dataclass(frozen=True)
 class Match:
-    """An architecture together with what the shapes say of its input and output."""
+    """An architecture together with what the shapes say of its input and output.
+
+    recognised: nobody named it, it was found by the weights.
+    """
 
     arch: ArchSpec
     num_classes: int
     channels: int
+    recognised: bool = False
 
 
 def match(shapes: Shapes) -> Match:
@@ -36,10 +42,12 @@ def match(shapes: Shapes) -> Match:
     for name, family in near:
         if family.tensors in (size, None):
             try:
-                return fit(ArchSpec(name), shapes)
+                return replace(fit(ArchSpec(name), shapes), recognised=True)
             except CheckpointError:
                 continue
-    raise CheckpointError(f"its architecture is not known ({_closest(shapes)}); give --arch")
+    raise CheckpointError(
+        f"its architecture is not known ({_closest(shapes)}); give --arch: a name, timm:NAME, or your own FILE.py:FUNCTION"
+    )
 
 
 def fit(spec: ArchSpec, shapes: Shapes) -> Match:
@@ -48,12 +56,23 @@ def fit(spec: ArchSpec, shapes: Shapes) -> Match:
     Raises CheckpointError naming the first weight that differs; UsageError for an unknown architecture or
     option.
     """
-    family = find(spec.name)
-    found = _sized(spec, family, shapes)
+    found = _sized(spec, _surveyed(spec), shapes)
     wrong = _first_difference(_expected(found), shapes)
     if wrong:
         raise CheckpointError(f"its weights do not fit {found.arch}: {wrong}")
     return found
+
+
+def _surveyed(spec: ArchSpec) -> Family:
+    """Learn the names of the first and the last weight by building the network, where its family does not say."""
+    family = find(spec.name)
+    if family.heads:
+        return family
+    with untouched_rng():
+        body = build(spec.name, num_classes=10, channels=3, **spec.options)
+    prefix = common_prefix(body.state_dict())
+    stem, head = (f"{name}.weight".removeprefix(prefix) for name in (first_layer(body), last_linear(body)[0]))
+    return replace(family, stem=stem, heads=(head,))
 
 
 def _sized(spec: ArchSpec, family: Family, shapes: Shapes) -> Match:
@@ -61,10 +80,10 @@ def _sized(spec: ArchSpec, family: Family, shapes: Shapes) -> Match:
     head = family.head(shapes)
     if head is None or not family.plausible(shapes):
         lacking = family.heads[0] if head is None else family.stem
-        raise CheckpointError(f"its weights do not fit {spec.name}: {lacking} is {_described(shapes, lacking)}")
-    channels, num_classes = shapes[family.stem][1], shapes[head][0]
+        raise CheckpointError(f"its weights do not fit {spec.label}: {lacking} is {_described(shapes, lacking)}")
+    channels, num_classes = _channels(shapes[family.stem]), shapes[head][0]
     if channels not in (1, 3):
-        raise CheckpointError(f"its first convolution takes {channels} channels; bdaudit knows images of 1 or 3")
+        raise CheckpointError(f"its first layer takes {channels} channels; bdaudit knows images of 1 or 3")
     try:
         arch = complete(spec, family.infer(shapes))
     except UsageError as e:
@@ -72,27 +91,29 @@ def _sized(spec: ArchSpec, family: Family, shapes: Shapes) -> Match:
     return Match(arch, num_classes, channels)
 
 
-class _Unallocated(TorchFunctionMode):
-    """Create parameters without memory or initialisation.
-
-    Unlike `torch.device("meta")` this leaves the arithmetic on small tensors alone by which some of
-    torchvision's networks compute their own sizes.
-    """
-
-    def __torch_function__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]  # torch's own
-        kwargs = dict(kwargs or {})
-        if func is torch.empty and kwargs.get("device") is None:
-            kwargs["device"] = "meta"
-        return func(*args, **kwargs)
+def _channels(stem: tuple[int, ...]) -> int:
+    """Read the channels of an image off the first weight, a convolution's or a linear layer's."""
+    if len(stem) == 4:
+        return stem[1]
+    # It takes a square of pixels from each channel, and three times a square number is never a square number.
+    return next((c for c in (1, 3) if c * math.isqrt(stem[1] // c) ** 2 == stem[1]), stem[1])
 
 
 def _expected(found: Match) -> dict[str, tuple[int, ...]]:
+    """The shapes that a network's state has, by name and without the prefix of a wrapper around all of it."""
     try:
-        with _Unallocated():
+        with Unallocated() if find(found.arch.name).weightless else untouched_rng():
             body = build(found.arch.name, num_classes=found.num_classes, channels=found.channels, **found.arch.options)
     except UsageError as e:
         raise CheckpointError(str(e)) from e
-    return {name: tuple(t.shape) for name, t in body.state_dict().items()}
+    return {name: tuple(t.shape) for name, t in plain_state(body).items()}
+
+
+def plain_state(body: nn.Module) -> dict[str, Tensor]:
+    """A network's weights by name, as `unwrap` names those of a file: without the prefix of a wrapper around all."""
+    state = body.state_dict()
+    prefix = common_prefix(state)
+    return {name.removeprefix(prefix): tensor for name, tensor in state.items()}
 
 
 def _first_difference(expected: Shapes, shapes: Shapes) -> str | None:

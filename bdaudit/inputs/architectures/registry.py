@@ -1,21 +1,22 @@
 """The architectures by name: one row per family.
 
-To add one, write the network in a file of its own and add its row to `_OWN`.
+To add one, write the network in a file of its own and add its row to `_OWN`. timm's networks and the user's own
+are no rows: they are looked up when they are asked for.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from functools import cache
 
 import torch
 from torch import nn
 
 from bdaudit.errors import UsageError, did_you_mean, one_line
-from bdaudit.inputs.architectures import torchvision
+from bdaudit.inputs.architectures import own, timm, torchvision
 from bdaudit.inputs.architectures.family import Family, Option, Shapes
 from bdaudit.inputs.architectures.resnet import PreActResNet18, ResNet18
+from bdaudit.inputs.architectures.skeleton import untouched_rng
 from bdaudit.inputs.architectures.small import SmallCNN
 from bdaudit.inputs.architectures.vgg import VGG19BN
 from bdaudit.inputs.classifier import ArchSpec, Classifier, Preprocessing
@@ -96,8 +97,10 @@ def known() -> tuple[str, ...]:
 def canonical(name: str) -> str:
     """Spell a name as the registry does, as `torchvision:` may stand before any of torchvision's networks.
 
-    Unknown names raise UsageError with the close ones.
+    Names of timm's networks start with `timm:`. Unknown names raise UsageError with the close ones.
     """
+    if ArchSpec(name).is_code or name.startswith(timm.PREFIX):
+        return name
     rows = registry()
     plain = name.removeprefix(torchvision.PREFIX)
     for candidate in (name, plain):
@@ -107,24 +110,51 @@ def canonical(name: str) -> str:
 
 
 def find(name: str) -> Family:
-    """Look a family up by name; unknown names raise UsageError with the close ones."""
+    """Look a family up by name; unknown names raise UsageError with the close ones.
+
+    No code is run for a name: a function of the user's own is found only where `from_user` has been given it.
+    """
+    if ArchSpec(name).is_code:
+        return own.family(name)
+    if name.startswith(timm.PREFIX):
+        return timm.family(name.removeprefix(timm.PREFIX))
     return registry()[canonical(name)]
 
 
-def parse(text: str) -> ArchSpec:
-    """Read `resnet18`, `resnet18:width=16` or `torchvision:resnet18` into the options that were typed.
+def from_user(text: str) -> ArchSpec:
+    """Read what a user typed: as `parse` does, or `path/to/models.py:make_model:width=16`, whose file is then run.
 
-    Unknown architectures and options, and values out of range, raise UsageError.
+    Never give it what a file said. Raises UsageError as `parse` does, and for whatever goes wrong in that file.
     """
-    prefix = torchvision.PREFIX if text.startswith(torchvision.PREFIX) else ""
-    name, _, rest = text.removeprefix(prefix).partition(":")
+    if not own.NAMED.search(text):
+        return parse(text)
+    name, options = own.load(text)
+    return _checked(name, options)
+
+
+def parse(text: str) -> ArchSpec:
+    """Read `resnet18`, `resnet18:width=16`, `torchvision:resnet18` or `timm:NAME` into the options that were typed.
+
+    A plain name may also be one that only timm knows, where that is installed. Unknown architectures and options,
+    and values out of range, raise UsageError; so does a Python file, which only `from_user` runs.
+    """
+    prefix = next((p for p in (torchvision.PREFIX, timm.PREFIX) if text.startswith(p)), "")
+    name, _, options = text.removeprefix(prefix).partition(":")
+    if own.NAMED.search(text):
+        name, options = text, ""
+    elif not prefix and name not in registry() and timm.knows(name):
+        prefix = timm.PREFIX
+    return _checked(canonical(prefix + name), options)
+
+
+def _checked(name: str, text: str) -> ArchSpec:
     options: dict[str, int] = {}
-    for item in rest.split(",") if rest else ():
+    for item in text.split(",") if text else ():
         key, _, value = item.partition("=")
         if not (value.isascii() and value.isdecimal() and len(value) < 10):
             raise UsageError(f"--arch: expected option=number after ':', got '{one_line(item, 60)}'")
         options[key.strip()] = int(value)
-    spec = ArchSpec(canonical(prefix + name), options)
+    spec = ArchSpec(name, options)
     complete(spec)
     return spec
 
@@ -135,18 +165,18 @@ def complete(spec: ArchSpec, inferred: Mapping[str, int] | None = None) -> ArchS
     Unknown architectures and options, and values out of range, raise UsageError.
     """
     family = find(spec.name)
-    for key in spec.options:
-        if key not in family.options:
+    defaults = {key: o.default for key, o in family.options.items() if o.default is not None}
+    options = {**defaults, **(inferred or {}), **spec.options}
+    for key, value in options.items():
+        option = family.options.get(key, family.any_option)
+        if option is None:
             takes = ", ".join(family.options) or "none"
             raise UsageError(
-                f"{spec.name} has no option '{one_line(key, 60)}' (it takes: {takes})"
+                f"{spec.label} has no option '{one_line(key, 60)}' (it takes: {takes})"
                 f"{did_you_mean(key, family.options)}"
             )
-    defaults = {key: option.default for key, option in family.options.items()}
-    options = {**defaults, **(inferred or {}), **spec.options}
-    for key, option in family.options.items():
-        if not option.low <= options[key] <= option.high:
-            raise UsageError(f"{spec.name}: {key} must be {option.low} to {option.high}, got {options[key]}")
+        if not option.low <= value <= option.high:
+            raise UsageError(f"{spec.label}: {key} must be {option.low} to {option.high}, got {value}")
     return ArchSpec(canonical(spec.name), options)
 
 
@@ -158,38 +188,36 @@ def build(name: str, *, num_classes: int, channels: int, **options: int) -> nn.M
     """
     spec = complete(ArchSpec(name, options))
     if not 1 <= num_classes <= MAX_CLASSES:
-        raise UsageError(f"{name}: the number of classes must be 1 to {MAX_CLASSES}, got {num_classes}")
+        raise UsageError(f"{spec.label}: the number of classes must be 1 to {MAX_CLASSES}, got {num_classes}")
     if channels not in (1, 3):
-        raise UsageError(f"{name}: images have 1 or 3 channels, got {channels}")
+        raise UsageError(f"{spec.label}: images have 1 or 3 channels, got {channels}")
     try:
         return find(name).make(num_classes=num_classes, channels=channels, **spec.options)
-    except (AssertionError, ValueError, RuntimeError) as e:  # an image size that the patches do not divide
+    except (AssertionError, ValueError, TypeError, RuntimeError) as e:  # an image size that the patches do not divide
         raise UsageError(f"{spec} cannot be built: {one_line(e, 160)}") from e
-
-
-@contextmanager
-def untouched_rng(seed: int = 0) -> Iterator[None]:
-    """Draw from `seed` on the CPU inside the block, and leave the global generators as they were."""
-    # Not torch.manual_seed: that would reseed the GPU's generators too, which are not restored.
-    with torch.random.fork_rng(devices=[]), torch.device("cpu"):
-        torch.default_generator.manual_seed(seed)
-        yield
 
 
 def fresh(spec: ArchSpec, preprocessing: Preprocessing, classes: Sequence[str], rng: torch.Generator) -> Classifier:
     """Build an untrained classifier on the CPU whose weights depend on `rng` alone.
 
     Advances `rng` by one draw and leaves torch's global generators as they were. Raises UsageError for an
-    unknown architecture or option, no classes, or images smaller than the architecture takes.
+    unknown architecture or option, no classes, or images that the architecture does not take.
     """
     spec = complete(spec)
-    family = find(spec.name)
-    if min(preprocessing.height, preprocessing.width) < family.min_size:
-        raise UsageError(
-            f"{spec.name} takes images of {family.min_size}x{family.min_size} pixels or more, "
-            f"got {preprocessing.height}x{preprocessing.width}"
-        )
+    check_size(spec, preprocessing)
     seed = int(torch.randint(2**62, (), generator=rng, device=rng.device).item())
     with untouched_rng(seed):
         body = build(spec.name, num_classes=len(classes), channels=preprocessing.channels, **spec.options)
-    return Classifier(body, preprocessing, arch=spec, classes=tuple(classes))
+    model = Classifier(body, preprocessing, arch=spec, classes=tuple(classes))
+    model.check()
+    return model
+
+
+def check_size(spec: ArchSpec, preprocessing: Preprocessing) -> None:
+    """Make sure that an architecture takes images of a size; raises UsageError."""
+    least, only = find(spec.name).min_size, spec.options.get("image_size")
+    height, width = preprocessing.height, preprocessing.width
+    if min(height, width) < least:
+        raise UsageError(f"{spec.label} takes images of {least}x{least} pixels or more, got {height}x{width}")
+    if only is not None and (height, width) != (only, only):
+        raise UsageError(f"{spec} takes images of {only}x{only} pixels, got {height}x{width}")
