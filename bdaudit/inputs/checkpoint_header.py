@@ -64,8 +64,11 @@ class Header(_Strict):
 
     @property
     def code(self) -> str:
-        """The function in a Python file that the model was built by, for messages alone; '' where it was none."""
-        return one_line(self.arch.name, 100) if self.arch and ArchSpec(self.arch.name).is_code else ""
+        """The function in a Python file that built the model, for messages alone; '' where it was none."""
+        if self.arch is None or not ArchSpec(self.arch.name).is_code:
+            return ""
+        options = ",".join(f"{k}={v}" for k, v in self.arch.options.items())
+        return one_line(f"{self.arch.name}:{options}" if options else self.arch.name, 120)
 
     def spec(self) -> ArchSpec | None:
         """The architecture with all its options, None where that is code; raises CheckpointError if it is not known."""

@@ -1,5 +1,8 @@
 """Architectures by name, and recognised from their weights."""
 
+import itertools
+from functools import cache
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -7,16 +10,21 @@ from hypothesis import strategies as st
 
 from bdaudit.errors import CheckpointError, UsageError
 from bdaudit.inputs import architectures
-from bdaudit.inputs.architectures import build, find, fit, fresh, known, match, parse
+from bdaudit.inputs.architectures import build, complete, find, fit, fresh, known, match, matching, parse
 from bdaudit.inputs.architectures.matching import COUNTER
 from bdaudit.inputs.architectures.skeleton import Unallocated
 from bdaudit.inputs.architectures.torchvision import TABLE
-from bdaudit.inputs.classifier import ArchSpec, Preprocessing
-from bdaudit.inputs.normalisation import NORMALISATIONS, rank_normalisations, usual_preprocessing
+from bdaudit.inputs.checkpoint_layout import common_prefix
+from bdaudit.inputs.classifier import ArchSpec, Classifier, Preprocessing
+from bdaudit.inputs.normalisation import (
+    NORMALISATIONS,
+    normalisation,
+    normalisations,
+    rank_normalisations,
+    usual_preprocessing,
+)
 
 OWN = ("resnet18", "preactresnet18", "vgg19_bn", "small_cnn")
-# The shortest network of each pair of first and last layer, so that every way of naming is met.
-TORCHVISION = tuple(min(counts, key=lambda name: counts[name]) for counts in TABLE.values())
 
 
 def shapes_of(name, *, num_classes=7, channels=3, **options):
@@ -115,11 +123,41 @@ def test_matching_recovers_family_width_classes_and_channels(name, width, num_cl
     assert (found.arch, found.num_classes, found.channels) == (ArchSpec(name, options), num_classes, channels)
 
 
-@pytest.mark.parametrize("name", TORCHVISION)
-def test_torchvisions_networks_are_recognised(name):
-    spec = parse(f"torchvision:{name}")
-    found = match(shapes_of(spec.name))
-    assert (found.arch.name, found.num_classes, found.channels) == (spec.name, 7, 3)
+@pytest.fixture(scope="module")
+def built_once():
+    """Build each network once for all tests, as that is what takes their time."""
+    once = cache(lambda name, options: build(name, **dict(options)))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(matching, "build", lambda name, **options: once(name, tuple(sorted(options.items()))))
+        yield
+
+
+@pytest.mark.parametrize("name", known())
+def test_every_network_is_recognised_by_its_weights_behind_wrappers_prefixes(name, built_once):
+    with Unallocated():
+        body = matching.build(name, num_classes=7, channels=1, **complete(ArchSpec(name)).options)
+    saved = {f"module._orig_mod.{n}": tuple(t.shape) for n, t in body.state_dict().items()}
+    prefix = common_prefix(saved)  # as DataParallel and torch.compile leave it
+    found = match({n.removeprefix(prefix): shape for n, shape in saved.items()})
+    assert prefix == "module._orig_mod."
+    assert (found.arch, found.num_classes, found.channels) == (complete(ArchSpec(name)), 7, 1)
+    assert found.recognised
+
+
+def test_backdoorbenchs_names_are_known():
+    """Its ResNet-18 and VGG-19-BN are torchvision's, its PreAct-ResNet-18 has ours, and its ViT stands in a Sequential
+    behind a resize."""
+    for name in ("torchvision:resnet18", "torchvision:vgg19_bn", "densenet161", "mobilenet_v2", "swin_t", "vit_b_16"):
+        assert name in known()
+    names = set(shapes_of("preactresnet18"))
+    bn = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
+    for layer, block in itertools.product((1, 2, 3, 4), (0, 1)):
+        here = f"layer{layer}.{block}"
+        expected = {f"{here}.conv{i}.weight" for i in (1, 2)} | {f"{here}.bn{i}.{k}" for i in (1, 2) for k in bn}
+        expected |= {f"{here}.shortcut.0.weight"} if layer > 1 and block == 0 else set()
+        assert {n for n in names if n.startswith(here)} == expected
+    assert {n for n in names if not n.startswith("layer")} == {"conv1.weight", "linear.weight", "linear.bias"}
+    assert common_prefix([f"1.{n}" for n in shapes_of("vit_b_16")]) == "1."
 
 
 def test_the_table_knows_every_network_of_torchvision_with_a_linear_head():
@@ -213,29 +251,55 @@ def test_build_checks_what_it_is_given():
         build("vit_b_16", num_classes=2, channels=3, image_size=33)
 
 
+def test_an_image_that_a_network_cannot_take_is_said():
+    rng = torch.Generator().manual_seed(0)
+    with pytest.raises(UsageError, match=r"vit_b_32\(image_size=32\) takes images of 32x32 pixels, got 64x64"):
+        fresh(ArchSpec("vit_b_32", {"image_size": 32}), pixels(3, 64), "ab", rng)
+    with pytest.raises(UsageError, match=r"alexnet fails on a 3x16x16 image \(RuntimeError"):
+        fresh(ArchSpec("alexnet"), pixels(3, 16), "ab", rng)
+
+
 def test_known_lists_our_own_first_and_prefixes_what_clashes():
     assert known()[:4] == OWN
     assert {"torchvision:resnet18", "torchvision:vgg19_bn", "mobilenet_v2", "swin_t", "densenet161"} <= {*known()}
 
 
-def test_the_right_normalisation_is_chosen_by_accuracy():
-    """A network that says 1 where normalised pixels exceed 0 is right only with the mean that made the labels."""
+class Threshold(torch.nn.Module):
+    """Says 1 where normalised pixels exceed 0, and so is right only with the mean that made the labels."""
 
-    class Threshold(torch.nn.Module):
-        def forward(self, x):
-            over = x.mean((1, 2, 3))
-            return torch.stack([-over, over], 1)
+    def __init__(self):
+        super().__init__()
+        self.answer = torch.nn.Linear(1, 2)
+        self.answer.load_state_dict({"weight": torch.tensor([[-1.0], [1.0]]), "bias": torch.zeros(2)})
 
+    def forward(self, x):
+        return self.answer(x.mean((1, 2, 3))[:, None])
+
+
+def test_normalisations_are_ranked_by_accuracy():
     images = torch.arange(0, 256, 4, dtype=torch.uint8).reshape(-1, 1, 1, 1).expand(-1, 1, 8, 8)
-    candidates = [Preprocessing(channels=1, height=8, width=8, mean=(m,), std=(0.5,)) for m in (0.0, 0.3, 0.6)] + [
-        pixels(3, 8)
-    ]
     labels = (images[:, 0, 0, 0] > 0.6 * 255).long()
-    body = Threshold().train()
-    assert choose_preprocessing(body, images, labels, candidates) == candidates[2]
-    assert body.training
-    with pytest.raises(UsageError, match="no normalisation"):
-        choose_preprocessing(body, images, labels, [pixels(3, 8)])
+    model = Classifier(Threshold(), pixels(1, 8)).train()
+    candidates = {f"mean {m}": ((m,), (0.5,)) for m in (0.0, 0.3, 0.6, 0.8)} | {"the same": ((0.6,), (0.5,))}
+    ranking = rank_normalisations(model, images, labels, candidates)
+    assert [name for name, _ in ranking] == ["mean 0.6", "mean 0.8", "mean 0.3", "mean 0.0"]
+    assert ranking[0][1].all() and int(ranking[1][1].sum()) < len(images)
+    assert model.training
+    assert model.preprocessing == pixels(1, 8)
+    for nothing in ({}, candidates):
+        with pytest.raises(UsageError, match="no normalisation"):
+            rank_normalisations(model, images[:0], labels[:0], nothing)
+
+
+def test_normalisations_are_looked_up_by_name_and_channels():
+    assert normalisation("[-1,1]", 3) == ((0.5,) * 3, (0.5,) * 3)
+    assert normalisation("mnist", 1) == ((0.1307,), (0.3081,))
+    assert list(normalisations(1))[:2] == ["[0,1]", "[-1,1]"]
+    assert "cifar10" not in normalisations(1)
+    with pytest.raises(UsageError, match="is for 3 channels, the images have 1"):
+        normalisation("cifar10", 1)
+    with pytest.raises(UsageError, match=r"known are \[0,1\].*did you mean imagenet"):
+        normalisation("imagnet", 3)
 
 
 def test_the_table_of_normalisations_is_sound():

@@ -126,7 +126,7 @@ def _function(path: Path, source: bytes, digest: str, function: str) -> Callable
         there = ", ".join(one_line(n, 40) for n in callables[:8]) or "none"
         raise UsageError(f"{one_line(path, 160)}: has no function {one_line(function, 60)} (it has: {there})")
     if not callable(found):
-        raise UsageError(f"{one_line(path, 160)}: {function} is a {type(found).__name__}, expected a function")
+        raise UsageError(f"{one_line(path, 160)}: {function} is of type {type(found).__name__}, expected a function")
     return found  # type: ignore[no-any-return]  # callable, and what it returns is checked
 
 
@@ -181,15 +181,28 @@ def _make(
     if missing:
         raise UsageError(f"{_short(name)} needs {missing[0]}: give --arch {_short(name)}:{missing[0]}=N")
     read_off: Mapping[str, int] = {"num_classes": num_classes, "channels": channels}
-    with _users_code(path, f"{_short(name)} failed"):
+    with _users_code(path, f"{name.rpartition(':')[2]} failed"):
         body = function(**{n: v for n, v in read_off.items() if n in accepted}, **options)
-        if not isinstance(body, nn.Module):
-            raise UsageError(f"{_short(name)} returned a {type(body).__name__}, expected a torch.nn.Module")
-        if any(is_lazy(p) for p in body.parameters()):
-            raise UsageError(f"{_short(name)} has lazy layers, whose shapes are not known yet: give them sizes")
-        last_linear(body)
+        _check(body, _short(name), num_classes if "num_classes" in accepted else None)
         # A copy, since a function may hand out one module again and again, and each model is changed in place.
         return copy.deepcopy(body).to("cpu", torch.float32)
+
+
+def _check(body: nn.Module, name: str, num_classes: int | None) -> None:
+    """Make sure that a function returned a network with a head for so many classes, where it was told how many."""
+    if not isinstance(body, nn.Module):
+        raise UsageError(f"{name} returned an object of type {type(body).__name__}, expected a torch.nn.Module")
+    if any(is_lazy(p) for p in body.parameters()):
+        raise UsageError(f"{name} has lazy layers, whose shapes are not known yet: give them sizes")
+    try:
+        layer, head = last_linear(body)
+    except UsageError as e:
+        raise UsageError(f"{name}: {e}") from None
+    if num_classes not in (None, head.out_features):
+        raise UsageError(
+            f"{name}: its last linear layer, {layer}, has {head.out_features} outputs for {num_classes} classes; "
+            "the layer that gives the logits must be the last one that is registered"
+        )
 
 
 def _short(name: str) -> str:

@@ -106,7 +106,7 @@ def _head(name: str, body: nn.Module) -> str:
     found, last = last_linear(body) if ends else ("", None)
     if len(ends) != 1 or ends[0] is not last:
         raise UsageError(
-            f"{PREFIX}{name} does not end in one linear layer (but in {type(head).__name__}), which many defenses need"
+            f"{PREFIX}{name} does not end in one linear layer, which many defenses need (its classifier is a {type(head).__name__})"
         )
     return found
 
