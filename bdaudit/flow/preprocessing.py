@@ -20,9 +20,9 @@ from bdaudit.training.progress import say
 TRIED = 512
 """Images that each normalisation is tried on: enough to tell apart what matters."""
 
-TRIED_LARGE = 128
+TRIED_LARGE = 64
 LARGE = 64
-"""Of images with sides above `LARGE`, which take long to classify, fewer are tried."""
+"""Of images with sides above `LARGE`, which take a processor long to classify, fewer are tried."""
 
 SIZED = 16
 """Images whose size is looked at."""
@@ -45,9 +45,8 @@ def assumed(found: Match, normalisation: str | None, clean: Images | None) -> Pr
 
 def normalised(model: Classifier, clean: Images) -> tuple[Classifier, list[str]]:
     """Give a model the normalisation under which it classifies clean images best; say which, and by what margin."""
-    side = max(model.preprocessing.height, model.preprocessing.width)
-    pool = pool_for(clean, model, "clean", labelled=True, most=TRIED if side <= LARGE else TRIED_LARGE)
-    pool = pool.to(model.device)
+    slow = max(model.preprocessing.height, model.preprocessing.width) > LARGE and model.device.type == "cpu"
+    pool = pool_for(clean, model, "clean", labelled=True, most=TRIED_LARGE if slow else TRIED).to(model.device)
     candidates = normalisations(pool.shape[0])
     say(f"trying {len(candidates)} normalisations on {len(pool)} clean images")
     ranking = rank_normalisations(model, pool.images, pool.labels, candidates)

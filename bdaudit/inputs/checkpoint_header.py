@@ -77,7 +77,7 @@ class Header(_Strict):
         try:
             return complete(ArchSpec(self.arch.name, dict(self.arch.options)))
         except UsageError as e:
-            raise CheckpointError(f"its header names an {e}") from e
+            raise CheckpointError(f"its header names its network: {e}") from e
 
     def pixels(self) -> Preprocessing | None:
         """The preprocessing; raises CheckpointError where it contradicts itself."""

@@ -12,6 +12,7 @@ from bdaudit.inputs.classifier import Classifier, Preprocessing
 
 NORMALISATIONS: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
     "cifar10": ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
+    "cifar10-std0.2": ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)),
     "cifar100": ((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)),
     "gtsrb": ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),
     "tiny-imagenet": ((0.4802, 0.4481, 0.3975), (0.2302, 0.2265, 0.2262)),
@@ -20,7 +21,9 @@ NORMALISATIONS: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
     "mnist": ((0.1307,), (0.3081,)),
     "digits": ((0.3053,), (0.3186,)),
 }
-"""Data set -> (mean, std) per channel, on pixels scaled to [0, 1], as the field's own code has them."""
+"""Data set -> (mean, std) per channel, on pixels scaled to [0, 1], as the field's own code has them.
+
+For CIFAR-10 two are in use: `cifar10-std0.2` has the mean of each image's own deviation."""
 
 RANGES: dict[str, tuple[float, float]] = {"[0,1]": (0.0, 1.0), "[-1,1]": (0.5, 0.5)}
 """What pixels are scaled to -> (mean, std) of every channel."""

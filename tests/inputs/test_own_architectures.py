@@ -311,3 +311,24 @@ def test_networks_on_other_types_come_back_in_float32(tmp_path: Path) -> None:
     )
     assert {p.dtype for p in build(f"{path}:f").parameters()} == {torch.float32}
     assert isinstance(build(f"{path}:f").body, nn.Sequential)
+
+
+def test_the_documentations_example_works(tmp_path: Path) -> None:
+    text = (Path(__file__).parents[2] / "docs" / "architectures.md").read_text()
+    path = write(tmp_path / "models.py", text.partition("```python\n")[2].partition("```")[0])
+    assert build(f"{path}:make_model:width=3", channels=1).head.in_features == 3
+
+
+def test_a_function_is_asked_for_what_the_weights_have(tmp_path: Path) -> None:
+    """Not for arbitrary figures, which it may refuse."""
+    path = write(
+        tmp_path / "models.py",
+        MODELS
+        + """
+    def picky(num_classes, channels):
+        assert (num_classes, channels) == (43, 1)
+        return Net(num_classes, channels, 3)
+    """,
+    )
+    found = fit(from_user(f"{path}:picky"), shapes(build(f"{path}:picky", channels=1, classes=43)))
+    assert (found.num_classes, found.channels) == (43, 1)

@@ -56,20 +56,24 @@ def fit(spec: ArchSpec, shapes: Shapes) -> Match:
     Raises CheckpointError naming the first weight that differs; UsageError for an unknown architecture or
     option.
     """
-    found = _sized(spec, _surveyed(spec), shapes)
+    found = _sized(spec, _surveyed(spec, shapes), shapes)
     wrong = _first_difference(_expected(found), shapes)
     if wrong:
         raise CheckpointError(f"its weights do not fit {found.arch}: {wrong}")
     return found
 
 
-def _surveyed(spec: ArchSpec) -> Family:
+def _surveyed(spec: ArchSpec, shapes: Shapes) -> Family:
     """Learn the names of the first and the last weight by building the network, where its family does not say."""
     family = find(spec.name)
     if family.heads:
         return family
+    # A guess, as a function may take nothing but what its weights have; what counts is read off by name.
+    first, last = ([s for s in shapes.values() if len(s) == n] for n in (4, 2))
+    channels = first[0][1] if first and first[0][1] in (1, 3) else 3
+    num_classes = last[-1][0] if last else 10
     with untouched_rng():
-        body = build(spec.name, num_classes=10, channels=3, **spec.options)
+        body = build(spec.name, num_classes=num_classes, channels=channels, **spec.options)
     prefix = common_prefix(body.state_dict())
     stem, head = (f"{name}.weight".removeprefix(prefix) for name in (first_layer(body), last_linear(body)[0]))
     return replace(family, stem=stem, heads=(head,))

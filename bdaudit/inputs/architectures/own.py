@@ -47,12 +47,13 @@ def load(text: str) -> tuple[str, str]:
     function, _, options = rest.partition(":")
     if not function.isidentifier():
         raise UsageError(f"--arch {one_line(text, 160)}: {_FORM}")
-    path = Path(f"{file}.py").expanduser().resolve()
-    if not path.is_file():
-        raise UsageError(f"--arch {one_line(path, 200)}: no such file")
+    path = Path(f"{file}.py")
     try:
+        path = path.resolve()
+        if not path.is_file():
+            raise UsageError(f"--arch {one_line(path, 200)}: no such file")
         source = path.read_bytes()
-    except OSError as e:
+    except (OSError, ValueError, RuntimeError) as e:  # a loop of links, a name that no file can have
         raise UsageError(f"--arch {one_line(path, 200)}: cannot be read ({one_line(e, 100)})") from None
     name, digest = f"{path}:{function}", hashlib.sha256(source).hexdigest()
     if name not in _loaded or _loaded[name].source != _noted(digest):
@@ -185,7 +186,8 @@ def _make(
         body = function(**{n: v for n, v in read_off.items() if n in accepted}, **options)
         _check(body, _short(name), num_classes if "num_classes" in accepted else None)
         # A copy, since a function may hand out one module again and again, and each model is changed in place.
-        return copy.deepcopy(body).to("cpu", torch.float32)
+        copied: nn.Module = copy.deepcopy(body)
+        return copied.to("cpu", torch.float32)
 
 
 def _check(body: nn.Module, name: str, num_classes: int | None) -> None:

@@ -94,7 +94,7 @@ def _skeleton(name: str) -> tuple[nn.Module, bool]:
         except RuntimeError:
             with untouched_rng():
                 return _make(name, 0, **arguments), False
-    except (RuntimeError, ValueError, TypeError) as e:  # an unknown tag, or one of timm's few that are no classifier
+    except Exception as e:  # an unknown tag, or whatever else timm's constructors raise
         raise UsageError(f"timm cannot build {name} ({one_line(e, 160)})") from e
 
 
