@@ -58,7 +58,7 @@ def purify(
     """Purify a model and return the result as the same type; the model given stays as it was.
 
     model: a `Classifier`, or any module whose last layer is linear and which takes floats in [0, 1] (or
-    normalised as `normalisation` names). clean, malicious, train: folders, pools, or tensors.
+    normalised as `normalisation` names). clean, malicious, train: folders, .npz or .csv files, pools, or tensors.
     target: else the class that the model gives most malicious images. trigger: for oracle defenses only.
     """
     if not isinstance(model, nn.Module):

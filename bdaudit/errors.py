@@ -66,6 +66,10 @@ class BackendError(BdauditError):
     """The compiled extension is present but broken."""
 
 
+class UnusedFiles(UserWarning):
+    """Some of the files that were given are not used; the text says how many, which and why."""
+
+
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """Name the closest known words, ready to append to a message ('' if none is close)."""
     close = difflib.get_close_matches(name, list(known), n=3, cutoff=0.5)
@@ -74,5 +78,6 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
 
 def one_line(text: object, limit: int = 300) -> str:
     """Make text from outside safe to print on one line: no control characters, bounded length."""
-    clean = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in str(text))
+    text = str(text)
+    clean = text if text.isprintable() else "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
     return clean if len(clean) <= limit else clean[: limit - 1] + "…"

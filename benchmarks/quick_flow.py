@@ -59,7 +59,7 @@ def main() -> None:
 def measure(run: Run, model: Classifier, *, retune: bool) -> dict[str, float]:
     """C-ACC and O-ASR on a thousand test images, and P-ASR if asked for."""
     rng = generator(0)
-    benign, test = run.pool("reserve").shuffled(rng), run.pool("test").shuffled(rng).first(1000)
+    benign, test = run.pool("reserve").shuffled(rng), run.pool("test").sample(1000, rng)
     backdoor = known_backdoor(run.trigger, run.goal, benign, test)
     asr, _ = attack_rates(model, backdoor.evaluation, backdoor.goal)
     row = {"c_acc": accuracy(model, test).value, "o_asr": asr.value}

@@ -79,10 +79,9 @@ class Attack(Plugin):
             raise UsageError(f"{self.name}: -o rate={self.rate} selects no row out of {len(train)} training images")
         poisoned = torch.zeros(len(train), dtype=torch.bool)
         poisoned[torch.randperm(len(train), generator=rng)[:count]] = True
-        images, labels = train.images.clone(), train.labels.clone()
-        images[poisoned] = trigger(images[poisoned])
+        labels = train.labels.clone()
         labels[poisoned] = goal.wanted(labels[poisoned])
-        pool = Pool(images, labels, train.origin)
+        pool = train.map(trigger, poisoned).labelled(labels)
         return Poisoned(pool, poisoned, torch.zeros_like(poisoned), train.labels)
 
     def train(self, fresh: Classifier, poisoned: Poisoned, recipe: Recipe, rng: torch.Generator) -> Classifier:

@@ -11,7 +11,7 @@ from bdaudit.attacks.triggers import BlendTrigger, Trigger, noise
 from bdaudit.contract import option
 from bdaudit.errors import PluginError
 from bdaudit.hookspecs import hookimpl
-from bdaudit.inputs.folders import read_image
+from bdaudit.inputs.images import read_image
 
 
 class Blended(Attack):

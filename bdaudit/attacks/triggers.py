@@ -17,7 +17,10 @@ from bdaudit.inputs.pool import Pool
 
 
 class Trigger(ABC):
-    """uint8 images in, uint8 images out: no randomness, no state, rebuilt exactly from what `tensors` holds."""
+    """uint8 images in, uint8 images out: no randomness, no state, rebuilt exactly from what `tensors` holds.
+
+    What an image becomes does not depend on the images beside it: large pools are triggered piece by piece.
+    """
 
     kind: ClassVar[str]
 
@@ -43,7 +46,7 @@ class Trigger(ABC):
 
     def on(self, pool: Pool) -> Pool:
         """Trigger every image of a pool and keep its labels (the true ones, if they were)."""
-        return pool.with_images(self(pool.images))
+        return pool.map(self)
 
     def digest(self) -> str:
         """Hash the defining tensors (hex), for provenance."""

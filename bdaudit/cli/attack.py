@@ -11,7 +11,11 @@ from bdaudit.cli.common import Configured, OptionPair, PluginName, check_options
 
 @click.command("attack", cls=Configured)
 @click.argument("name", type=PluginName("attack"))
-@click.option("--data", required=True, help="digits, fashion-mnist, cifar10, or a folder with one sub-folder a class.")
+@click.option(
+    "--data",
+    required=True,
+    help="digits, fashion-mnist, cifar10, or your own: folder:DIR (one sub-folder a class), FILE.npz, FILE.csv.",
+)
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="The run folder to write.")
 @click.option("--target", type=click.IntRange(0), default=0, show_default=True, help="The target class.")
 @click.option(

@@ -171,8 +171,8 @@ def model_inputs(function: F) -> F:
         click.option("--attack", "attack_run", type=path, help="A run folder: the trigger is then known (ORACLE for defenses)."),
         click.option("--train", type=path, help="The untrusted training set, for in-training defenses."),
         click.option("--target", type=click.IntRange(0), help="The target class, if known."),
-        click.option("--malicious", type=path, help="Flagged images, flat or one sub-folder a true class."),
-        click.option("--clean", type=path, help="Clean images, one sub-folder a class.  [default: clean/ beside the model]"),
+        click.option("--malicious", type=path, help="Flagged images: a folder (flat or one sub-folder a true class), .npz or .csv."),
+        click.option("--clean", type=path, help="Clean images: a folder (one sub-folder a class), .npz or .csv.  [default: clean/ beside the model]"),
     ):  # fmt: skip
         function = decorator(function)
     return function

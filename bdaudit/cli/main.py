@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import signal
 import sys
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from importlib import import_module
 from typing import Any
 
 import click
 
 from bdaudit import __version__
-from bdaudit.errors import BdauditError, did_you_mean, one_line
+from bdaudit.errors import BdauditError, UnusedFiles, did_you_mean, one_line
 
 COMMANDS = {
     "demo": "Backdoor a small model on real data, purify it, audit it.",
@@ -71,7 +73,8 @@ def main(args: Sequence[str] | None = None) -> None:
 
 def _run(arguments: list[str], *, debug: bool) -> int:
     try:
-        code: Any = cli.main(arguments, prog_name="bdaudit", standalone_mode=False)
+        with _plain_warnings():
+            code: Any = cli.main(arguments, prog_name="bdaudit", standalone_mode=False)
         return code if isinstance(code, int) else 0
     except BdauditError as e:
         if debug:
@@ -90,6 +93,25 @@ def _run(arguments: list[str], *, debug: bool) -> int:
         if debug:
             raise
         return _fail(f"unexpected {type(e).__name__}: {one_line(e, 300)} (run with --debug for the traceback)", 3)
+
+
+@contextmanager
+def _plain_warnings() -> Iterator[None]:
+    """Print each warning of files that are not used as one line, once: a folder may be read more than once."""
+    said: set[str] = set()
+    usual = warnings.showwarning
+
+    def show(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
+        if not issubclass(category, UnusedFiles):
+            usual(message, category, *where, **more)
+        elif str(message) not in said:
+            said.add(str(message))
+            click.echo(f"warning: {one_line(message, 2000)}", err=True)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", UnusedFiles)
+        warnings.showwarning = show
+        yield
 
 
 def _fail(message: str, code: int) -> int:

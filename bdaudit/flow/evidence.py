@@ -90,8 +90,11 @@ def find_target(model: Classifier, flagged: Pool) -> tuple[int, str]:
     )
 
 
-def from_run(evidence: Evidence, run: Run, rng: torch.Generator) -> Evidence:
-    """Add what a run folder holds: the trigger, and pools that are disjoint by construction."""
+def from_run(evidence: Evidence, run: Run, rng: torch.Generator, notes: list[str]) -> Evidence:
+    """Add what a run folder holds: the trigger, and pools that are disjoint by construction.
+
+    notes: gets a line about files that are not used.
+    """
     model = evidence.suspect
     if model.preprocessing.shape != run.record.shape or model.num_classes != len(run.record.classes):
         raise UsageError(
@@ -99,7 +102,7 @@ def from_run(evidence: Evidence, run: Run, rng: torch.Generator) -> Evidence:
             f"the model takes {model.preprocessing.shape} with {model.num_classes}"
         )
     # Folders are read class by class; whoever takes the first few rows must get a fair sample.
-    benign, test = run.pool("reserve").shuffled(rng), run.pool("test").shuffled(rng)
+    benign, test = (run.pool(name, notes).shuffled(rng) for name in ("reserve", "test"))
     sources = {"trigger": "--attack", "benign": "run reserve/", "test": "run test/", "backdoor": "--attack (trigger)"}
     return replace(
         evidence,
@@ -246,14 +249,14 @@ def limit_evaluation(evidence: Evidence, images: int, rng: torch.Generator) -> E
     """Evaluate on at most so many images, drawn at random."""
     test, backdoor = evidence.test, evidence.backdoor
     if test is not None and len(test) > images:
-        test = test.shuffled(rng).first(images)
+        test = test.sample(images, rng)
     if backdoor is not None and len(backdoor.evaluation) > images:
-        backdoor = replace(backdoor, evaluation=backdoor.evaluation.shuffled(rng).first(images))
+        backdoor = replace(backdoor, evaluation=backdoor.evaluation.sample(images, rng))
     return replace(evidence, test=test, backdoor=backdoor)
 
 
 def _without_all(pool: Pool, others: list[Pool]) -> tuple[Pool, int]:
-    kept = without(pool, Pool.concat([o.to(pool.device) for o in others])) if others else pool
+    kept = without(pool, *others)
     return kept, len(pool) - len(kept)
 
 

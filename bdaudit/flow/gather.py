@@ -77,10 +77,11 @@ def audit_evidence(
     model = suspect.classifier
     clean = default_clean(suspect, clean, run)
     wants = set(defense.wants()) if defense is not None else set()
-    evidence = Evidence(model, notes=suspect.notes)
+    notes = list(suspect.notes)
+    evidence = Evidence(model)
     if run is not None:
         check_target(target, run.goal)
-        known = from_run(evidence, run, rng)
+        known = from_run(evidence, run, rng, notes)
         evidence = with_pools(known, suspect, clean, malicious if "malicious" in wants else None, target, train)
         reference = reference or run.reference_path
     elif malicious is None:
@@ -88,12 +89,12 @@ def audit_evidence(
             "an audit needs triggered images: give --malicious DIR (flagged images) or --attack RUN (a known trigger)"
         )
     else:
-        flagged = pool_for(malicious, model, "malicious")
+        flagged = pool_for(malicious, model, "malicious", notes=notes)
         evidence = with_goal(with_pools(evidence, suspect, None, None, None, train), flagged, target)
         assert evidence.goal is not None
         evidence = from_folders(
             evidence,
-            pool_for(clean, model, "clean", labelled=True),
+            pool_for(clean, model, "clean", labelled=True, notes=notes),
             flagged,
             evidence.goal,
             tuned_elsewhere=tuned_elsewhere,
@@ -101,6 +102,7 @@ def audit_evidence(
             min_triggered=min_triggered,
             rng=rng,
         )
+    evidence = replace(evidence, notes=(*notes, *evidence.notes))
     if reference is not None:
         source = "given" if isinstance(reference, Classifier) else one_line(Path(reference).name)
         made = open_second(reference, suspect)
@@ -131,20 +133,21 @@ def with_pools(
 ) -> Evidence:
     """Add pools for the defense; flagged images get the target's label."""
     model = suspect.classifier
+    notes: list[str] = []
     if clean is not None:
         evidence = replace(
             evidence,
-            clean=pool_for(clean, model, "clean", labelled=True),
+            clean=pool_for(clean, model, "clean", labelled=True, notes=notes),
             sources=evidence.sources | {"clean": _named(clean)},
         )
     if train is not None:
         evidence = replace(
             evidence,
-            train=pool_for(train, model, "train", labelled=True),
+            train=pool_for(train, model, "train", labelled=True, notes=notes),
             sources=evidence.sources | {"train": _named(train)},
         )
     if malicious is not None:
-        flagged = pool_for(malicious, model, "malicious")
+        flagged = pool_for(malicious, model, "malicious", notes=notes)
         evidence = with_goal(evidence, flagged, target)
         assert evidence.goal is not None
         evidence = replace(
@@ -152,7 +155,7 @@ def with_pools(
             malicious=flagged.labelled(target_label(evidence.goal)),
             sources=evidence.sources | {"malicious": _named(malicious)},
         )
-    return evidence
+    return replace(evidence, notes=(*evidence.notes, *notes))
 
 
 def check_target(target: int | None, goal: Goal) -> None:
@@ -174,4 +177,6 @@ def with_goal(evidence: Evidence, flagged: Pool, target: int | None) -> Evidence
 
 
 def _named(images: Images) -> str:
-    return f"{one_line(Path(images).name, 80)}/" if isinstance(images, str | Path) else "in memory"
+    if not isinstance(images, str | Path):
+        return "in memory"
+    return one_line(Path(images).name, 80) + ("/" if Path(images).is_dir() else "")

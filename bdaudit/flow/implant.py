@@ -199,8 +199,9 @@ def _write(
     write_folder(parts.test, folder / "test", classes=record.classes)
     write_folder(flagged, folder / "flagged", flat=True)
     poisoned = implanted.poisoned
-    write_folder(poisoned.pool, folder / "train", classes=record.classes)
-    columns = {
+    paths = write_folder(poisoned.pool, folder / "train", classes=record.classes)
+    columns: dict[str, Sequence[object]] = {
+        "path": [f"train/{path}" for path in paths],
         "label": poisoned.pool.labels.tolist(),
         "true_label": poisoned.true_labels.tolist(),
         "poisoned": poisoned.poisoned.int().tolist(),

@@ -5,15 +5,14 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
-from PIL import Image
 from torch import Tensor
 
+from bdaudit.errors import ImageError
 from bdaudit.flow.pools import Images, as_pool, pool_for
 from bdaudit.inputs.architectures import Match, find
 from bdaudit.inputs.classifier import Classifier, Preprocessing
-from bdaudit.inputs.folders import SUFFIXES
 from bdaudit.inputs.normalisation import normalisations, rank_normalisations, usual_preprocessing
-from bdaudit.inputs.pool import evenly
+from bdaudit.inputs.sources import open_source
 from bdaudit.report.statistics import Z, wilson
 from bdaudit.training.progress import say
 
@@ -91,12 +90,8 @@ def _size(clean: Images) -> tuple[int, int] | None:
     """The height and width that the images agree on, None where they do not or cannot be read."""
     if not isinstance(clean, str | Path):
         return as_pool(clean).shape[1:]
-    files = [p for p in sorted(Path(clean).rglob("*")) if p.suffix.lower() in SUFFIXES and not p.is_symlink()]
-    sizes = set()
-    for i in evenly(len(files), SIZED):
-        try:
-            with Image.open(files[i]) as image:
-                sizes.add((image.height, image.width))
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
-            return None  # reading the folder names the file properly
+    try:
+        sizes = open_source(clean).sizes(SIZED)
+    except ImageError:
+        return None  # reading the images names what is wrong
     return sizes.pop() if len(sizes) == 1 else None

@@ -62,9 +62,9 @@ class Run:
         path = self.folder / "reference.pt"
         return path if path.is_file() else None
 
-    def pool(self, name: str) -> Pool:
-        """Read one of clean, flagged, reserve, test, train."""
-        return read_folder(self.folder / name, classes=self.record.classes, shape=self.record.shape)
+    def pool(self, name: str, notes: list[str] | None = None) -> Pool:
+        """Read one of clean, flagged, reserve, test, train; `notes` gets a line about files that are not used."""
+        return read_folder(self.folder / name, classes=self.record.classes, shape=self.record.shape, notes=notes)
 
 
 def read_record(folder: Path) -> AttackRecord:

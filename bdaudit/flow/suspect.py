@@ -16,6 +16,7 @@ from bdaudit.inputs.checkpoint import Checkpoint, read_checkpoint
 from bdaudit.inputs.classifier import Classifier
 from bdaudit.inputs.normalisation import usual_preprocessing
 from bdaudit.inputs.pool import Pool
+from bdaudit.inputs.sources import is_source
 from bdaudit.runtime import Runtime, pick_device
 from bdaudit.training.progress import say
 
@@ -53,7 +54,7 @@ def load(
     runtime = Runtime.of(pick_device(device))
     notes: list[str] = []
     found = checkpoint.match(spec)
-    if isinstance(clean, str | Path) and not Path(clean).exists():
+    if isinstance(clean, str | Path) and not is_source(clean):
         clean = None  # whoever needs it says so
     known = checkpoint.preprocessing
     if known is None:

@@ -17,9 +17,9 @@ from torch import Tensor
 
 from bdaudit.errors import ImageError, UsageError, did_you_mean, one_line
 from bdaudit.inputs.classifier import Preprocessing
-from bdaudit.inputs.folders import folder_classes, read_folder
 from bdaudit.inputs.normalisation import NORMALISATIONS
-from bdaudit.inputs.pool import Pool
+from bdaudit.inputs.pool import UNKNOWN, Pool
+from bdaudit.inputs.sources import is_source, open_source, source_path
 
 DEBIAN_FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
 
@@ -43,19 +43,19 @@ class Dataset:
 
 
 def load_dataset(name: str, *, root: Path | None = None, download: bool = False) -> Dataset:
-    """Load `digits`, `fashion-mnist`, `cifar10`, or a folder with one sub-folder a class.
+    """Load `digits`, `fashion-mnist`, `cifar10`, or labelled images: a folder, an .npz file, a .csv index.
 
     root: where dataset files lie; else the BDAUDIT_DATA environment variable, else ~/.cache/bdaudit.
     download: fetch missing files with torchvision's own downloader.
     """
     if name in _LOADERS:
         return _LOADERS[name](data_root(root), download)
-    folder = Path(name.removeprefix("folder:"))
-    if folder.is_dir():
-        return _image_folder(folder)
+    if is_source(name):
+        return _own(name)
     known = ", ".join(_LOADERS)
     raise UsageError(
-        f"--data {one_line(name, 80)}: neither a dataset ({known}) nor a folder{did_you_mean(name, _LOADERS)}"
+        f"--data {one_line(name, 80)}: neither a dataset ({known}) nor a folder, .npz or .csv file"
+        f"{did_you_mean(name, _LOADERS)}"
     )
 
 
@@ -198,38 +198,30 @@ def _cifar_py(path: Path) -> tuple[Tensor, Tensor]:
     return torch.from_numpy(pixels.copy()).reshape(-1, 3, 32, 32), torch.from_numpy(labels.astype(np.int64))
 
 
-def _image_folder(folder: Path) -> Dataset:
-    parts = [folder / "train", folder / "test"]
+def _own(name: str) -> Dataset:
+    """Take somebody's own images; a folder may be split into train/ and test/."""
+    where = source_path(name)
+    parts = [where / "train", where / "test"]
     split = all(p.is_dir() for p in parts)
-    root = parts[0] if split else folder
-    classes = folder_classes(root)
+    source = open_source(parts[0] if split else where)
+    classes = source.classes()
     if len(classes) < 2:
-        raise ImageError(f"{one_line(folder)}: a data folder needs at least two class sub-folders")
-    shape = _common_shape(root)
-    train = read_folder(root, classes=classes, shape=shape)
-    test = read_folder(parts[1], classes=classes, shape=shape) if split else None
-    c, h, w = shape
+        raise ImageError(
+            f"{one_line(name, 160)}: needs at least two class sub-folders with images, or labels of two classes"
+        )
+    shape = source.shape()
+    if shape is None:
+        raise ImageError(f"{one_line(name, 160)}: no usable images in it")
+    train = source.read(classes=classes, shape=shape)
+    if (train.labels == UNKNOWN).any():
+        raise ImageError(f"{one_line(name, 160)}: {int((train.labels == UNKNOWN).sum())} images have no label")
+    test = open_source(parts[1]).read(classes=classes, shape=shape) if split else None
+    c = shape[0]
     # No published statistics: plain [0, 1] pixels, centred.
-    preprocessing = Preprocessing(channels=c, height=h, width=w, mean=(0.5,) * c, std=(0.5,) * c)
-    return Dataset(f"folder:{folder.resolve()}", train, test, classes, preprocessing)
-
-
-def _common_shape(root: Path) -> tuple[int, int, int]:
-    """Take the first image's size; colour if any of the first few images is."""
-    from PIL import Image
-
-    paths = [p for sub in sorted(root.iterdir()) if sub.is_dir() for p in sorted(sub.iterdir())[:3]]
-    shapes = []
-    for path in paths:
-        try:
-            with Image.open(path) as image:
-                grey = image.mode in ("L", "1", "I", "I;16", "F")
-                shapes.append((1 if grey else 3, image.height, image.width))
-        except OSError:
-            continue  # named properly when the folder is read
-    if not shapes:
-        raise ImageError(f"{one_line(root)}: no images in its class sub-folders")
-    return max(s[0] for s in shapes), shapes[0][1], shapes[0][2]
+    preprocessing = Preprocessing(channels=c, height=shape[1], width=shape[2], mean=(0.5,) * c, std=(0.5,) * c)
+    kind = "folder:" if where.is_dir() else ""
+    shown = tuple(one_line(n, 100) for n in classes)
+    return Dataset(f"{kind}{one_line(where.resolve())}", train, test, shown, preprocessing)
 
 
 _LOADERS: dict[str, Callable[[Path, bool], Dataset]] = {

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from bdaudit.errors import ImageError, UsageError
+from bdaudit.inputs import scratch
 
 UNKNOWN = -1
 """The label of an image whose class nobody has told us (a flat folder of flagged images)."""
@@ -21,6 +22,7 @@ class Pool:
 
     images: uint8 (N, C, H, W). labels: int64 (N,), `UNKNOWN` where not given.
     origin: one string a row (dataset and index, or file name), used in messages and bookkeeping.
+    Pixels beyond `scratch.limit` lie in a mapped file, and all methods but `to` work on them piece by piece.
     """
 
     images: Tensor
@@ -46,7 +48,8 @@ class Pool:
         if images.is_floating_point():
             if images.numel() and not (images.min() >= 0 and images.max() <= 1):
                 raise ImageError("float images must lie in [0, 1] (pixels, not normalised values)")
-            images = (images * 255).round().to(torch.uint8)
+            floats = images
+            images = _filled(len(floats), floats, lambda part: (floats[part] * 255).round().to(torch.uint8))
         labels = torch.full((len(images),), UNKNOWN) if labels is None else torch.as_tensor(labels)
         origin = tuple(f"{source}/{i:06d}" for i in range(len(images)))
         return cls(images, labels.to(images.device, torch.int64), origin)
@@ -72,7 +75,8 @@ class Pool:
         index = index.to(torch.int64).cpu()
         on_device = index.to(self.device)
         origin = tuple(self.origin[i] for i in index.tolist())
-        return Pool(self.images[on_device], self.labels[on_device], origin)
+        images = _filled(len(index), self.images, lambda part: self.images[on_device[part]])
+        return Pool(images, self.labels[on_device], origin)
 
     def first(self, n: int) -> Pool:
         """Select the first n rows (all, if there are fewer)."""
@@ -84,7 +88,11 @@ class Pool:
 
     def shuffled(self, rng: torch.Generator) -> Pool:
         """Reorder the rows at random."""
-        return self.take(torch.randperm(len(self), generator=rng))
+        return self.sample(len(self), rng)
+
+    def sample(self, n: int, rng: torch.Generator) -> Pool:
+        """Draw n rows at random (all, if there are fewer): the first n of those that `shuffled` would give."""
+        return self.take(torch.randperm(len(self), generator=rng)[:n])
 
     def split(self, *sizes: int) -> list[Pool]:
         """Cut into consecutive, disjoint parts of the given sizes, and the rest as the last part."""
@@ -92,7 +100,8 @@ class Pool:
             raise UsageError(f"cannot cut {sum(sizes)} rows out of a pool of {len(self)}")
         parts, start = [], 0
         for size in (*sizes, len(self) - sum(sizes)):
-            parts.append(self.take(range(start, start + size)))
+            rows = slice(start, start + size)
+            parts.append(Pool(self.images[rows], self.labels[rows], self.origin[rows]))
             start += size
         return parts
 
@@ -106,6 +115,22 @@ class Pool:
         """Replace the pixels and keep labels and origins (e.g. after a trigger was applied)."""
         return replace(self, images=images)
 
+    def map(self, change: Callable[[Tensor], Tensor], rows: Tensor | None = None) -> Pool:
+        """Change the pixels, of all rows or of those that `rows` (bool) marks; each image on its own.
+
+        change: uint8 (n, C, H, W) -> the same shape; a large pool is handed over piece by piece.
+        """
+
+        def changed(part: slice) -> Tensor:
+            if rows is None:
+                return change(self.images[part])
+            images, marked = self.images[part].clone(), rows[part]
+            if marked.any():
+                images[marked] = change(images[marked])
+            return images
+
+        return self.with_images(_filled(len(self), self.images, changed))
+
     def to(self, device: torch.device | str) -> Pool:
         """Move to a device."""
         return replace(self, images=self.images.to(device), labels=self.labels.to(device))
@@ -113,22 +138,33 @@ class Pool:
     @staticmethod
     def concat(pools: Sequence[Pool]) -> Pool:
         """Join pools of the same image shape, in order."""
-        return Pool(
-            torch.cat([p.images for p in pools]),
-            torch.cat([p.labels for p in pools]),
-            tuple(o for p in pools for o in p.origin),
-        )
+        labels = torch.cat([p.labels for p in pools])
+        origin = tuple(o for p in pools for o in p.origin)
+        shape = pools[0].shape
+        if not (scratch.is_large(len(labels), shape) and all(p.device.type == "cpu" for p in pools)):
+            return Pool(torch.cat([p.images for p in pools]), labels, origin)
+        images, start = scratch.empty(len(labels), shape), 0
+        for pool in pools:
+            for part in scratch.parts(len(pool), shape):
+                images[start + part.start : start + part.stop] = pool.images[part]
+                scratch.release(images, pool.images)
+            start += len(pool)
+        return Pool(images, labels, origin)
 
-    def fingerprints(self) -> list[bytes]:
+    def fingerprints(self) -> Iterator[bytes]:
         """Hash each row's pixels, so that overlap between pools can be found whatever its source."""
-        rows = self.images.cpu().contiguous().flatten(1).numpy()
-        return [hashlib.blake2b(row.tobytes(), digest_size=16).digest() for row in rows]
+        for part in scratch.parts(len(self), self.shape):
+            for row in self.images[part].cpu().contiguous().flatten(1).numpy():
+                yield hashlib.blake2b(row.tobytes(), digest_size=16).digest()
+            scratch.release(self.images)
 
     def digest(self) -> str:
         """Hash all pixels and labels (hex), for provenance."""
         total = hashlib.sha256(repr(tuple(self.images.shape)).encode())
-        total.update(self.images.cpu().contiguous().numpy().tobytes())
-        total.update(self.labels.cpu().numpy().tobytes())
+        for part in scratch.parts(len(self), self.shape):
+            total.update(self.images[part].cpu().contiguous().numpy().data)
+            scratch.release(self.images)
+        total.update(self.labels.cpu().contiguous().numpy().data)
         return total.hexdigest()
 
 
@@ -143,10 +179,25 @@ def overlap(a: Pool, b: Pool) -> int:
     return sum(f in known for f in a.fingerprints())
 
 
-def without(a: Pool, b: Pool) -> Pool:
-    """Drop the rows of `a` whose pixels also occur in `b`."""
-    known = set(b.fingerprints())
-    return a.take([i for i, f in enumerate(a.fingerprints()) if f not in known])
+def without(a: Pool, *others: Pool) -> Pool:
+    """Drop the rows of `a` whose pixels also occur in any of the others."""
+    known = {f for other in others for f in other.fingerprints()}
+    kept = [i for i, f in enumerate(a.fingerprints()) if f not in known]
+    return a if len(kept) == len(a) else a.take(kept)
+
+
+def _filled(rows: int, like: Tensor, piece: Callable[[slice], Tensor]) -> Tensor:
+    """Put images together from their pieces: one piece, taken as it is, within the limit or on a GPU."""
+    shape = tuple(like.shape[1:])
+    if like.device.type != "cpu" or not scratch.is_large(rows, shape):
+        images = piece(slice(0, rows))
+        scratch.release(like)
+        return images
+    images = scratch.empty(rows, shape)
+    for part in scratch.parts(rows, shape):
+        images[part] = piece(part)
+        scratch.release(images, like)
+    return images
 
 
 def check_labels(pool: Pool, num_classes: int, what: str) -> None:

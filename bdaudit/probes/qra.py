@@ -75,12 +75,10 @@ class QRA(Probe):
     ) -> Measurement:
         goal = backdoor.goal
         recipe = retuning_recipe(benign)
-        sample = benign.shuffled(rng).first(1000)
+        sample = benign.sample(1000, rng)
         poison = backdoor.draw(poison_count(self.poisoned, len(sample)), rng)
         teacher = retuned(purified, sample, poison, recipe, rng, what="qra teacher")
-        mixed = Pool.concat(
-            [benign.shuffled(rng).first(self.images), backdoor.reactivation.shuffled(rng).first(self.images)]
-        )
+        mixed = Pool.concat([benign.sample(self.images, rng), backdoor.reactivation.sample(self.images, rng)])
         generator = self._train(teacher, purified, reference, mixed, spawn(rng))
 
         clean = test.take(goal.counted(test.labels))

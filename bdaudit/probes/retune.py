@@ -56,7 +56,7 @@ class Retune(Probe):
         reference: Classifier | None = None,
     ) -> Measurement:
         # A folder is read class by class: without a shuffle the first thousand images would lack classes.
-        benign = benign.shuffled(rng).first(self.benign_size)
+        benign = benign.sample(self.benign_size, rng)
         findings: list[Finding] = []
         curves: dict[str, list[float]] = {}
         subjects: list[tuple[Subject, Classifier]] = [("purified", purified)]
@@ -103,7 +103,7 @@ class Retune(Probe):
         The last figure counts all images; those before it, which only draw the curve, at most `CURVE_IMAGES`.
         """
         rng = torch.Generator().manual_seed(seed)
-        sample = backdoor.evaluation.shuffled(rng).first(CURVE_IMAGES)
+        sample = backdoor.evaluation.sample(CURVE_IMAGES, rng)
         before = attack_rates(model, sample, backdoor.goal)[0]
         recipe = retuning_recipe(benign, epochs=self.epochs, lr=self.lr, batch_size=self.batch_size)
         runs = []

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from bdaudit.errors import UsageError
+from bdaudit.inputs import scratch
 from bdaudit.inputs.classifier import Classifier
 from bdaudit.inputs.pool import Pool
 from bdaudit.runtime import Runtime, permutation, seeded
@@ -132,6 +133,7 @@ def batches(
         if len(rows) == 1 and len(order) > 1:
             continue  # BatchNorm has no variance on one image
         images = pool.images[rows]
+        scratch.release(pool.images)
         if augment is not None:
             images = augment(images, rng)
         yield images, pool.labels[rows]
@@ -152,6 +154,7 @@ def endless(pool: Pool, rng: torch.Generator, augment: Augment | None = None) ->
             deck = torch.cat([deck, permutation(len(pool), rng)])
         rows, deck = deck[:n].to(pool.device), deck[n:]
         images = pool.images[rows]
+        scratch.release(pool.images)
         if augment is not None:
             images = augment(images, rng)
         return images, pool.labels[rows]

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from bdaudit.inputs import scratch
 from bdaudit.inputs.classifier import Classifier
 from bdaudit.inputs.goal import Goal
 from bdaudit.inputs.pool import Pool
@@ -42,6 +43,7 @@ def predict_logits(model: Classifier, images: Tensor, batch_size: int = 512) -> 
     for x in torch.split(images, batch_size):
         with runtime.autocast():
             out.append(model(x.to(model.device)).float())
+        scratch.release(images)
     model.train(was_training)
     return torch.cat(out) if out else torch.empty((0, model.num_classes), device=model.device)
 
