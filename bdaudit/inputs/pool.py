@@ -75,8 +75,7 @@ class Pool:
         index = index.to(torch.int64).cpu()
         on_device = index.to(self.device)
         origin = tuple(self.origin[i] for i in index.tolist())
-        images = _filled(len(index), self.images, lambda part: self.images[on_device[part]])
-        return Pool(images, self.labels[on_device], origin)
+        return Pool(scratch.gather(self.images, on_device), self.labels[on_device], origin)
 
     def first(self, n: int) -> Pool:
         """Select the first n rows (all, if there are fewer)."""

@@ -26,7 +26,9 @@ from bdaudit.errors import OutputError, UsageError, one_line
 LIMIT = "BDAUDIT_POOL_LIMIT"
 DEFAULT_LIMIT = 2 * 1024**3
 CHUNK = 1024**2
-"""How many bytes of a large pool are worked on at a time. Rows in random order each bring 64 KB of the file into memory."""
+"""How many bytes of a large pool are worked on at a time; each row may bring 64 KB of the file into memory."""
+SORTED = 16
+"""How many chunks of rows in random order are sorted together, so that the file is read from front to back."""
 
 _mapped: WeakValueDictionary[int, mmap.mmap] = WeakValueDictionary()
 """The maps in use, by address, which is all that a tensor tells of its memory."""
@@ -64,12 +66,36 @@ def parts(rows: int, shape: tuple[int, ...]) -> Iterator[slice]:
     return (slice(start, min(start + step, rows)) for start in range(0, rows, step))
 
 
+def gather(images: Tensor, rows: Tensor) -> Tensor:
+    """Copy rows (int64) of images in the order given, from wherever they are to wherever there is room."""
+    shape = tuple(images.shape[1:])
+    if images.device.type != "cpu" or not (_area(images) or is_large(len(rows), shape)):
+        return images[rows]
+    copied = empty(len(rows), shape)
+    step = max(1, CHUNK // max(1, math.prod(shape)))
+    pixels = torch.empty((min(len(rows), SORTED * step), *shape), dtype=torch.uint8)
+    start = 0
+    for block in rows.split(SORTED * step):
+        wanted, place = block.sort()
+        for few, where in zip(wanted.split(step), place.split(step), strict=True):
+            pixels[where] = images[few]
+            release(images)
+        copied[start : start + len(block)] = pixels[: len(block)]
+        release(copied)
+        start += len(block)
+    return copied
+
+
 def release(*tensors: Tensor) -> None:
     """Let go of the memory that mapped images were read into; they stay where they are, on disk."""
     for tensor in tensors:
-        area = _mapped.get(tensor.untyped_storage().data_ptr()) if tensor.device.type == "cpu" and _mapped else None
+        area = _area(tensor)
         if area is not None:
             area.madvise(mmap.MADV_DONTNEED)
+
+
+def _area(tensor: Tensor) -> mmap.mmap | None:
+    return _mapped.get(tensor.untyped_storage().data_ptr()) if _mapped and tensor.device.type == "cpu" else None
 
 
 def folder() -> Path:
@@ -87,7 +113,9 @@ def _map(size: int) -> mmap.mmap:
             if free.f_bavail * free.f_frsize < size:
                 raise OSError(errno.ENOSPC, "not enough free space")
             os.posix_fallocate(file.fileno(), 0, size)
-            return mmap.mmap(file.fileno(), size)
+            area = mmap.mmap(file.fileno(), size)
+            area.madvise(mmap.MADV_RANDOM)  # else each row would bring 2 MB
+            return area
     except (OSError, OverflowError) as e:
         raise OutputError(
             f"{one_line(place, 100)}: no room for {size / 1024**3:,.3f} GiB of images ({_reason(e)}); "
