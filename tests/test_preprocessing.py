@@ -15,7 +15,7 @@ from bdaudit.flow import preprocessing
 from bdaudit.flow.preprocessing import assumed, normalised
 from bdaudit.flow.run import Run
 from bdaudit.flow.suspect import open_suspect
-from bdaudit.inputs import folders
+from bdaudit.inputs import listing
 from bdaudit.inputs.architectures import Match
 from bdaudit.inputs.classifier import ArchSpec, Classifier
 from bdaudit.inputs.folders import write_folder, write_png
@@ -85,19 +85,20 @@ def test_always_answering_the_commonest_class_is_guessing() -> None:
 def test_no_more_images_are_decoded_than_are_tried(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pool = thresholded(torch.arange(30) * 8)
     write_folder(pool, tmp_path / "clean", classes=("0", "1"))
-    decoded: list[str] = []
-    read = folders.read_image
+    decoded: list[int] = []
+    decode = listing.decode
 
-    def counted(path: Path, *arguments: object) -> Tensor:
-        decoded.append(path.parent.name)
-        return read(path, *arguments)  # type: ignore[arg-type]
+    def counted(*arguments: object) -> Tensor:
+        image = decode(*arguments)  # type: ignore[arg-type]
+        decoded.append(int(image[0, 0, 0]) // 128)
+        return image
 
-    monkeypatch.setattr(folders, "read_image", counted)
+    monkeypatch.setattr(listing, "decode", counted)
     monkeypatch.setattr(preprocessing, "TRIED", 10)
     _, [said, *_] = normalised(model(), tmp_path / "clean")
     assert "the 10 clean images" in said
     assert len(decoded) == 10
-    assert set(decoded) == {"0", "1"}, "folders are read class by class, and each must be tried"
+    assert set(decoded) == {0, 1}, "folders are read class by class, and each must be tried"
 
 
 def test_the_size_is_the_networks_else_that_of_the_images_else_the_usual(tmp_path: Path) -> None:
