@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from bdaudit.api import attack as attack
     from bdaudit.api import audit as audit
     from bdaudit.api import demo as demo
+    from bdaudit.api import import_record as import_record
     from bdaudit.api import load as load
     from bdaudit.api import purify as purify
     from bdaudit.errors import BdauditError as BdauditError
@@ -29,6 +30,7 @@ _HOMES = {
     "attack": "bdaudit.api",
     "audit": "bdaudit.api",
     "demo": "bdaudit.api",
+    "import_record": "bdaudit.api",
     "load": "bdaudit.api",
     "purify": "bdaudit.api",
     "BdauditError": "bdaudit.errors",

@@ -19,11 +19,13 @@ from bdaudit.errors import InputError, UsageError, one_line
 from bdaudit.flow import audit as flow
 from bdaudit.flow.gather import audit_evidence, purification_evidence
 from bdaudit.flow.implant import Sizes, default_recipe, implant
+from bdaudit.flow.importing import ImportRecord, find_importer, is_import, write_import
 from bdaudit.flow.output import is_audit, write_audit
 from bdaudit.flow.pools import Images, as_pool
 from bdaudit.flow.run import Run, is_run, open_run
 from bdaudit.flow.suspect import PathLike, Suspect, load, open_second, open_suspect, wrap
 from bdaudit.flow.tracking import tell_trackers
+from bdaudit.importers import Importer
 from bdaudit.inputs import architectures
 from bdaudit.inputs.checkpoint import save_checkpoint
 from bdaudit.inputs.classifier import Classifier
@@ -34,7 +36,7 @@ from bdaudit.report.pictures import encode
 from bdaudit.report.schema import Exhibit, Granted, Policy, Report
 from bdaudit.runtime import Runtime, generator, pick_device
 
-__all__ = ["attack", "audit", "demo", "load", "purify", "save"]
+__all__ = ["attack", "audit", "demo", "import_record", "load", "purify", "save"]
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -184,6 +186,41 @@ def attack(
             with_reference=with_reference,
         )
     return open_run(out)
+
+
+def import_record(
+    record: PathLike,
+    *,
+    out: PathLike,
+    importer: str | Importer | None = None,
+    options: Mapping[str, Any] | None = None,
+    data: str | None = None,
+    data_root: Path | None = None,
+    with_train: bool = False,
+    arch: str | None = None,
+    seed: int = 0,
+    device: str = "auto",
+) -> ImportRecord:
+    """Read what another tool left, and write it as a folder to audit, whole or not at all.
+
+    importer: else the installed one that recognises the record. data: the dataset that the record was made from; such
+    records seldom hold clean images. with_train: also write the whole poisoned training set.
+    """
+    path = Path(record)
+    with atomic_folder(out, replace_if=is_import) as folder:
+        chosen = importer if isinstance(importer, Importer) else find_importer(path, importer).parse(options)
+        imported = chosen.run({"record": path})
+        return write_import(
+            folder,
+            imported,
+            format=chosen.name,
+            source=path.resolve().name,
+            arch=arch,
+            dataset=load_dataset(data, root=data_root) if data is not None else None,
+            with_train=with_train,
+            device=device,
+            seed=seed,
+        )
 
 
 def demo(out: PathLike, *, seed: int = 0, device: str = "auto") -> Report:

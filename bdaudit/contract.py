@@ -50,6 +50,7 @@ RESOURCES: Mapping[str, Resource] = {
         Resource("reference", "Classifier", "a clean or exactly purified model", "--reference FILE, or made from --attack RUN"),
         Resource("benign", "Pool", "clean images that no defense has seen", "the run's reserve/, or a part of --clean"),
         Resource("backdoor", "Backdoor", "triggered images to retune and to evaluate with", "--attack RUN, or --malicious DIR"),
+        Resource("record", "Path", "the folder or file that another tool left", "RECORD"),
         Resource("test", "Pool", "held-out clean images", "the run's test/, or a part of --clean"),
     )
 }  # fmt: skip

@@ -2,8 +2,9 @@
 
 A plugin is a module with one or more of these hooks, named by an entry point of the group `bdaudit`:
 `"defense.mine" = "my_package.mine"`. Built-ins arrive the same way (see pyproject.toml).
-What the classes must look like: `attacks.base.Attack`, `defenses.base.Defense`, `probes.base.Probe`;
-what their methods may ask for: `contract.RESOURCES`. Whether they keep the contract: `bdaudit plugins check NAME`.
+What the classes must look like: `attacks.base.Attack`, `defenses.base.Defense`, `probes.base.Probe`,
+`importers.Importer`; what their methods may ask for: `contract.RESOURCES`. Whether they keep the contract:
+`bdaudit plugins check NAME`.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
     from bdaudit.attacks.base import Attack
     from bdaudit.defenses.base import Defense
+    from bdaudit.importers import Importer
     from bdaudit.probes.base import Probe
     from bdaudit.report.schema import Report
 
@@ -45,6 +47,12 @@ def bdaudit_defenses() -> Iterable[type[Defense]]:
 @hookspec
 def bdaudit_probes() -> Iterable[type[Probe]]:
     """Return probe classes."""
+    raise NotImplementedError
+
+
+@hookspec
+def bdaudit_importers() -> Iterable[type[Importer]]:
+    """Return importer classes."""
     raise NotImplementedError
 
 

@@ -50,6 +50,7 @@ KINDS: Mapping[str, Kind] = {
         Kind("attack", "bdaudit_attacks", "bdaudit.attacks.base:Attack"),
         Kind("defense", "bdaudit_defenses", "bdaudit.defenses.base:Defense"),
         Kind("probe", "bdaudit_probes", "bdaudit.probes.base:Probe"),
+        Kind("importer", "bdaudit_importers", "bdaudit.importers:Importer"),
     )
 }
 """Every kind of class that plugins bring: a new one is a row here and a hook in hookspecs.py."""

@@ -24,6 +24,7 @@ LAYERS = [
     ("attacks",),
     ("defenses",),
     ("probes",),
+    ("importers",),
     ("plugins",),
     ("flow",),
     ("testing",),

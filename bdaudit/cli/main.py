@@ -20,8 +20,9 @@ COMMANDS = {
     "attack": "Train a backdoored model and lay out what an auditor would receive.",
     "purify": "Purify a suspect model.",
     "audit": "Purify, retune, query, report: is the purification real?",
+    "import": "Lay out what another tool left (BackdoorBench) for an audit.",
     "report": "Show a report file as text, HTML, Markdown or JUnit.",
-    "plugins": "List attacks, defenses and probes, show their options, check them.",
+    "plugins": "List attacks, defenses, probes and importers, show their options, check them.",
     "doctor": "Say what runs here: versions, extension, threads, GPU, paths.",
 }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from typing import TYPE_CHECKING
 
 from tabulate import tabulate
@@ -9,6 +10,9 @@ from tabulate import tabulate
 from bdaudit.report.verdict import percent
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
+    from bdaudit.flow.importing import ImportRecord
     from bdaudit.flow.run import Run
 
 
@@ -26,6 +30,36 @@ def run_summary(run: Run) -> str:
         f"{record.rows['of_target_class']} of them of the target class)\n"
         f"run folder: {run.folder} (look at {run.folder / 'preview.png'})"
     )
+
+
+def import_summary(record: ImportRecord, out: Path) -> str:
+    """What was imported, how the model does on a sample of it, and the commands that audit it."""
+    rows = [[f"{name}/", count] for name, count in record.images.items()]
+    lines = [tabulate(rows, headers=["", "images"], tablefmt="simple")] if rows else []
+    if record.rows:
+        total = f" of {record.rows['train']}" if "train" in record.rows else ""
+        covers = f", {record.rows['cover']} cover rows" if record.rows["cover"] else ""
+        lines.append(f"{record.rows['poisoned']}{total} training rows poisoned{covers}")
+    lines.append(f"the backdoor: {record.goal or 'its labels follow no known rule'}")
+    for metric, name in (("asr", "ASR"), ("c_acc", "C-ACC")):
+        if f"{metric}_n" in record.metrics:
+            lines.append(f"{name} {_interval(record.metrics, metric)} on a sample of {record.metrics[f'{metric}_n']}")
+    if "clean" not in record.images:
+        lines.append("no clean images: give your own with --clean, or import again with --data")
+    return "\n".join([*lines, f"written to {out}; to audit it:", *_audit_commands(record, out)])
+
+
+def _audit_commands(record: ImportRecord, out: Path) -> list[str]:
+    flagged = next((name for name in ("flagged", "test_triggered") if name in record.images), None)
+    malicious = shlex.quote(str(out / flagged)) if flagged else "FLAGGED_IMAGES"
+    clean = shlex.quote(str(out / "clean")) if "clean" in record.images else "CLEAN_IMAGES"
+    arch = [] if record.arch else ["--arch ARCHITECTURE"]
+    given = [f"--malicious {malicious}", f"--clean {clean}", *arch]
+    given += [f"--target {record.target}"] if record.target is not None else []
+    model = shlex.quote(str(out / "model.pt")) if record.has_model else "SUSPECT_MODEL"
+    purifications = ["--defense fst"] if record.has_model else []
+    purifications += [f"--purified {shlex.quote(str(out / name))}" for name in record.purified]
+    return [" ".join(["bdaudit audit", model, how, *given]) for how in purifications]
 
 
 def _interval(figures: dict[str, float | int], metric: str) -> str:

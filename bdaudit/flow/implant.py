@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -168,10 +167,14 @@ def rate_row(rate: Rate) -> dict[str, float | int]:
     return {"value": rate.value, "low": low, "high": high, "n": rate.n}
 
 
-def _measure(model: Classifier, test: Pool, triggered: Pool, goal: Goal) -> dict[str, Any]:
-    asr, robust = attack_rates(model, triggered, goal)
-    rates = {"c_acc": accuracy(model, test), "asr": asr, "robust_acc": robust}
+def flat_rates(rates: Mapping[str, Rate]) -> dict[str, float | int]:
+    """Rates with their intervals in one row: `asr`, `asr_low`, `asr_high`, `asr_n` and so on."""
     return {f"{name}{suffix}": v for name, r in rates.items() for suffix, v in _flat(rate_row(r))}
+
+
+def _measure(model: Classifier, test: Pool, triggered: Pool, goal: Goal) -> dict[str, float | int]:
+    asr, robust = attack_rates(model, triggered, goal)
+    return flat_rates({"c_acc": accuracy(model, test), "asr": asr, "robust_acc": robust})
 
 
 def _flat(row: dict[str, float | int]) -> Sequence[tuple[str, float | int]]:

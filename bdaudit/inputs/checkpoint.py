@@ -230,6 +230,21 @@ def save_checkpoint(
             torch.save(document, file)
 
 
+def weights_in(document: object, path: Path) -> Checkpoint:
+    """Take a model's weights out of a part of what `open_checkpoint(path)` read.
+
+    Raises CheckpointError, without the path, where the part does not hold a usable state dict.
+    """
+    layout, state = unwrap(document, path.stat().st_size)
+    return Checkpoint(path=path, format="torch", sha256=sha256(path), layout=layout, state=state, metadata={})
+
+
+def save_weights(checkpoint: Checkpoint, path: Path | str) -> None:
+    """Write the weights alone, as a plain state dict with clean names, for which no architecture need be known."""
+    with atomic_file(path) as partial, partial.open("wb") as file:
+        torch.save({name: _own_memory(tensor) for name, tensor in checkpoint.state.items()}, file)
+
+
 def _like(new: Mapping[str, Tensor], old: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Give a state the names, order and types of the file that it goes back to."""
     for name, tensor in old.items():
