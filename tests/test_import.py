@@ -236,6 +236,27 @@ class TestWriting:
         written = torch.load(note.parent / "out" / "model.pt", weights_only=True)
         assert all(torch.equal(written[name], tensor) for name, tensor in state.items())
 
+    def test_the_users_own_network_is_tried_and_named_in_the_next_command(
+        self, note: Path, installed: type[Notes], imported: Imported, run: Run, monkeypatch: pytest.MonkeyPatch,
+        capsys: pytest.CaptureFixture[str],
+    ) -> None:  # fmt: skip
+        source = note.with_name("mine.py")
+        source.write_text(
+            "from torch import nn\ndef make(num_classes):\n    return nn.Sequential(nn.Conv2d(1, 4, 3), "
+            "nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, num_classes))\n"
+        )
+        state = {"0.weight": torch.ones(4, 1, 3, 3), "0.bias": torch.ones(4)}
+        state |= {"3.weight": torch.ones(10, 4), "3.bias": torch.eye(10)[0]}  # always class 0, the target
+        model = weights_in(state, run.model_path)
+        pixels = imported.preprocessing
+        monkeypatch.setattr(
+            installed, "holds", Imported(model=model, preprocessing=pixels, num_classes=10, test=imported.test)
+        )
+        assert call("import", note, "--arch", f"{source}:make", "--out", note.parent / "out") == 0
+        printed = capsys.readouterr().out
+        assert "ASR 100.0%" in printed
+        assert f"--arch {source}:make" in printed
+
     def test_unreadable_images_are_counted_and_end_no_import(
         self, note: Path, installed: type[Notes], imported: Imported, monkeypatch: pytest.MonkeyPatch,
         capsys: pytest.CaptureFixture[str],

@@ -25,7 +25,10 @@ from bdaudit.cli.common import Configured, OptionPair, PluginName, check_options
     help="Where dataset files lie.  [default: BDAUDIT_DATA or ~/.cache/bdaudit]",
 )
 @click.option("--with-train", is_flag=True, help="Also write train/, the whole poisoned training set.")
-@click.option("--arch", help="Architecture, e.g. resnet18:width=16, where it cannot be told from the weights.")
+@click.option(
+    "--arch",
+    help="Architecture, where it cannot be told from the weights: resnet18:width=16, or your own models.py:make_model, which is run.",
+)
 @click.option(
     "-o",
     "--option",
@@ -76,4 +79,4 @@ def command(
             seed=seed,
             device=device,
         )
-    click.echo(result.model_dump_json() if as_json else import_summary(result, out))
+    click.echo(result.model_dump_json() if as_json else import_summary(result, out, arch))

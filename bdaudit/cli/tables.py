@@ -32,8 +32,8 @@ def run_summary(run: Run) -> str:
     )
 
 
-def import_summary(record: ImportRecord, out: Path) -> str:
-    """What was imported, how the model does on a sample of it, and the commands that audit it."""
+def import_summary(record: ImportRecord, out: Path, arch: str | None) -> str:
+    """What was imported, how the model does on a sample of it, and the commands that audit it; arch: as it was given."""
     rows = [[f"{name}/", count] for name, count in record.images.items()]
     lines = [tabulate(rows, headers=["", "images"], tablefmt="simple")] if rows else []
     if record.rows:
@@ -46,15 +46,15 @@ def import_summary(record: ImportRecord, out: Path) -> str:
             lines.append(f"{name} {_interval(record.metrics, metric)} on a sample of {record.metrics[f'{metric}_n']}")
     if "clean" not in record.images:
         lines.append("no clean images: give your own with --clean, or import again with --data")
-    return "\n".join([*lines, f"written to {out}; to audit it:", *_audit_commands(record, out)])
+    return "\n".join([*lines, f"written to {out}; to audit it:", *_audit_commands(record, out, arch)])
 
 
-def _audit_commands(record: ImportRecord, out: Path) -> list[str]:
+def _audit_commands(record: ImportRecord, out: Path, arch: str | None) -> list[str]:
     flagged = next((name for name in ("flagged", "test_triggered") if name in record.images), None)
     malicious = shlex.quote(str(out / flagged)) if flagged else "FLAGGED_IMAGES"
     clean = shlex.quote(str(out / "clean")) if "clean" in record.images else "CLEAN_IMAGES"
-    arch = [] if record.arch else ["--arch ARCHITECTURE"]
-    given = [f"--malicious {malicious}", f"--clean {clean}", *arch]
+    named = [] if record.arch and not arch else [f"--arch {shlex.quote(arch or 'ARCHITECTURE')}"]
+    given = [f"--malicious {malicious}", f"--clean {clean}", *named]
     given += [f"--target {record.target}"] if record.target is not None else []
     model = shlex.quote(str(out / "model.pt")) if record.has_model else "SUSPECT_MODEL"
     purifications = ["--defense fst"] if record.has_model else []

@@ -22,6 +22,7 @@ from bdaudit.flow.implant import flat_rates
 from bdaudit.flow.provenance import environment
 from bdaudit.flow.suspect import load
 from bdaudit.importers import Imported, Importer, Rows
+from bdaudit.inputs.architectures import from_user
 from bdaudit.inputs.checkpoint import Checkpoint, save_checkpoint, save_weights
 from bdaudit.inputs.classifier import ArchSpec, Classifier
 from bdaudit.inputs.datasets import Dataset
@@ -116,7 +117,8 @@ def write_import(
         )
     notes = [one_line(note, 600) for note in imported.notes]
     output = _Output(folder, folder_names(dataset.classes) if dataset else _numbers(imported), notes)
-    found, purified = _write_models(folder, imported, arch, dataset.classes if dataset else (), notes)
+    spec = from_user(arch) if arch is not None else None
+    found, purified = _write_models(folder, imported, spec, dataset.classes if dataset else (), notes)
     for note in notes:
         say(note)
     clean_from = _write_images(output, imported, dataset, with_train)
@@ -206,7 +208,7 @@ def _listed(imported: Imported) -> dict[str, int]:
 
 
 def _write_models(
-    folder: Path, imported: Imported, arch: str | None, classes: Sequence[str], notes: list[str]
+    folder: Path, imported: Imported, arch: ArchSpec | None, classes: Sequence[str], notes: list[str]
 ) -> tuple[ArchSpec | None, list[str]]:
     """Write model.pt and purified-NAME.pt; returns the suspect's architecture, where it is known, and the names."""
     found = None
@@ -221,7 +223,12 @@ def _write_models(
 
 
 def _write_model(
-    checkpoint: Checkpoint, imported: Imported, arch: str | None, classes: Sequence[str], path: Path, notes: list[str]
+    checkpoint: Checkpoint,
+    imported: Imported,
+    arch: ArchSpec | None,
+    classes: Sequence[str],
+    path: Path,
+    notes: list[str],
 ) -> ArchSpec | None:
     """Write one model: as bdaudit's own file where all is known of it, else the weights as they came."""
     try:
@@ -240,7 +247,7 @@ def _write_model(
     if imported.preprocessing is None:
         save_weights(checkpoint, path)
         return found.arch
-    model = checkpoint.classifier(arch=found.arch, preprocessing=imported.preprocessing, classes=classes)
+    model = checkpoint.classifier(arch=found, preprocessing=imported.preprocessing, classes=classes)
     save_checkpoint(model, path, provenance={"imported_from_sha256": checkpoint.sha256})
     return found.arch
 
