@@ -7,6 +7,7 @@ from pathlib import Path
 from bdaudit.errors import InputError
 from bdaudit.inputs.checkpoint import Checkpoint, save_checkpoint
 from bdaudit.inputs.classifier import Classifier
+from bdaudit.inputs.files import visible
 from bdaudit.report.render import render
 from bdaudit.report.schema import Report, read_report
 
@@ -26,7 +27,7 @@ def write_audit(folder: Path, report: Report, purified: Classifier | None, suspe
 
 def is_audit(folder: Path) -> bool:
     """Whether a folder holds an audit and nothing else (and so may be replaced by a new one)."""
-    others = {p.name for p in folder.iterdir()} - {REPORT, "report.html"}
+    others = visible(folder) - {REPORT, "report.html"}
     if len(others) > 1 or not all(".purified" in name or name == "purified.pt" for name in others):
         return False
     try:

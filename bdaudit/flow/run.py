@@ -14,6 +14,7 @@ from bdaudit import plugins
 from bdaudit.attacks.base import Attack
 from bdaudit.attacks.triggers import KINDS, Trigger, load_trigger
 from bdaudit.errors import InputError, UsageError, one_line
+from bdaudit.inputs.files import visible
 from bdaudit.inputs.folders import read_folder
 from bdaudit.inputs.goal import Goal
 from bdaudit.inputs.pool import Pool
@@ -103,7 +104,7 @@ def is_run(folder: Path, also: frozenset[str] = frozenset()) -> bool:
 
     also: further names that the caller writes beside a run.
     """
-    if {p.name for p in folder.iterdir()} - WRITTEN - also:
+    if visible(folder) - WRITTEN - also:
         return False
     try:
         read_record(folder)

@@ -1,32 +1,35 @@
 """Files and folders that appear whole or not at all.
 
-Everything is written aside, under a hidden name with `.partial-` in it, and renamed once complete, so a
-reader sees the old content or the new one. On any exception, Ctrl-C included, what was written aside is
-removed. Python dies of SIGTERM without raising anything; a program that wants the same then turns it into an
-exception first: `signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))`. After SIGKILL or a power cut a
-`.partial-` name may stay behind; nothing ever reads one.
+Everything is written aside, in a hidden folder with `.partial-` in its name, and renamed once complete, so a
+reader sees the old content or the new one at every moment, and of several runs that write the same target the
+last one wins whole. On any exception, Ctrl-C included, what was written aside is removed. Python dies of SIGTERM
+without raising anything; a program that wants the same then turns it into an exception first:
+`signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))`. After SIGKILL or a power cut a `.partial-` folder may stay
+behind (as may new parent folders, empty); nothing ever reads one, and the next run that writes the same target
+removes it.
 """
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import hashlib
 import os
-import secrets
-import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from bdaudit.errors import OutputError, one_line
+from bdaudit.inputs.aside import NEW, OLD, aside, is_living, is_partial, sweep
 
-PARTIAL = ".partial-"
+_AT_FDCWD = -100
+_RENAME_EXCHANGE = 2
 
 
-def is_partial(path: Path) -> bool:
-    """Whether this is something half-written that a killed run left behind."""
-    return path.name.startswith(".") and PARTIAL in path.name
+def visible(folder: Path) -> set[str]:
+    """Name what a folder holds, but for what runs write or wrote aside."""
+    return {p.name for p in folder.iterdir() if not is_partial(p)}
 
 
 def sha256(path: Path | str) -> str:
@@ -65,7 +68,9 @@ def atomic_file(path: Path | str) -> Iterator[Path]:
     if os.path.exists(target) and not os.path.isfile(target):  # noqa: PTH110, PTH113  # pathlib's raise on long names
         # Renaming over /dev/null would remove the device.
         raise OutputError(f"{_shown(path)}: exists and is not a file; give another name")
-    with _aside(target, path) as partial:
+    sweep(target)
+    with _aside(target, path) as place:
+        partial = place / NEW
         yield partial
         _sync(partial)
         partial.replace(target)
@@ -76,15 +81,17 @@ def atomic_folder(path: Path | str, replace_if: Callable[[Path], bool] = lambda 
     """Yield an empty folder to fill, which becomes `path` when the block ends without an exception.
 
     Missing parents are created. An existing folder is replaced when it is empty or `replace_if(it)` says that
-    it is an earlier output of ours; otherwise, or when `path` cannot be written, raises OutputError before
-    the block runs.
+    it is an earlier output of ours, and no other run writes in it; otherwise, or when `path` cannot be written,
+    raises OutputError before the block runs.
     """
     target = _resolved(path)
-    if not target.name:
-        raise OutputError(f"{_shown(path)}: is not a place for a new folder")
+    if not target.name or target.is_mount():
+        raise OutputError(f"{_shown(path)}: is not a place for a new folder; give a folder in it")
     check_writable(path)
+    sweep(target)
     _check_replaceable(target, path, replace_if)
-    with _aside(target, path) as partial:
+    with _aside(target, path) as place:
+        partial = place / NEW
         partial.mkdir()
         yield partial
         os.sync()  # once for all: a run folder holds thousands of images, and waiting for each takes minutes
@@ -98,69 +105,86 @@ def _check_replaceable(target: Path, path: Path | str, replace_if: Callable[[Pat
     if not target.is_dir():
         raise OutputError(f"{_shown(path)}: exists and is not a folder; give another name")
     try:
-        foreign = any(target.iterdir()) and not replace_if(target)
+        foreign = bool(visible(target)) and not replace_if(target)
+        busy = any(is_partial(p) and is_living(p) for p in target.iterdir())
     except OSError as e:
         raise _unwritable(path, e) from e
     if foreign:
         raise OutputError(f"{_shown(path)}: exists and holds something else; give another name or an empty folder")
+    if busy:
+        raise OutputError(f"{_shown(path)}: another run is writing in it; wait for it or give another name")
 
 
 def _swap_in(new: Path, target: Path) -> None:
-    """Put `new` where the folder `target` is, if it is, and delete that one."""
-    if not target.exists():
-        new.rename(target)
-        return
-    old = _partial_name(target)
+    """Put `new` where the folder `target` is, if it is, in one step; the old one goes with the place aside."""
+    while True:
+        try:
+            new.rename(target)  # which replaces nothing but an empty folder
+            return
+        except OSError as e:
+            if e.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise
+        with suppress(FileNotFoundError):  # gone this moment
+            if not _exchange(new, target):
+                _swap_in_two_steps(new, target)
+            return
+
+
+def _exchange(a: Path, b: Path) -> bool:
+    """Let two paths change places in one step; False where the system or the file system cannot."""
+    try:
+        renameat2 = ctypes.CDLL(None, use_errno=True).renameat2
+    except (AttributeError, OSError):
+        return False
+    if renameat2(_AT_FDCWD, os.fsencode(a), _AT_FDCWD, os.fsencode(b), _RENAME_EXCHANGE) == 0:
+        return True
+    code = ctypes.get_errno()
+    # Old kernels, NFS and others, and sandboxes that know no such call.
+    if code in (errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP, errno.EPERM):
+        return False
+    raise OSError(code, os.strerror(code), os.fspath(b))
+
+
+def _swap_in_two_steps(new: Path, target: Path) -> None:
+    """Move the old folder away and the new one in; `sweep` puts the old one back after a kill between the two."""
+    old = new.with_name(OLD)
     target.rename(old)
     try:
         new.rename(target)
     except BaseException:
         old.rename(target)
         raise
-    shutil.rmtree(old, ignore_errors=True)
 
 
 @contextmanager
 def _aside(target: Path, path: Path | str) -> Iterator[Path]:
-    """Yield a hidden name beside `target`; when the block raises, remove it and its new parents."""
+    """Yield a hidden folder beside `target`; when the block raises, remove the new parents too."""
     created: list[Path] = []
-    partial = _partial_name(target)
     try:
         for parent in reversed([p for p in target.parents if not p.is_dir()]):
-            parent.mkdir()
+            parent.mkdir(exist_ok=True)
             created.append(parent)
-        yield partial
-        _sync(target.parent)
+        with aside(target) as place:
+            yield place
+            _sync(target.parent)
     except BaseException as e:
-        _remove(partial)
         for parent in reversed(created):
             with suppress(OSError):
                 parent.rmdir()
         # Only the failures of writing here are about `path`; others passing through keep their own words.
-        if isinstance(e, OSError) and _is_about(e, partial, target):
+        if isinstance(e, OSError) and _is_about(e, target):
             raise _unwritable(path, e) from e
         raise
 
 
-def _partial_name(target: Path) -> Path:
-    # Long names are cut, as the whole may not exceed 255 bytes.
-    return target.with_name(f".{target.name[:50]}{PARTIAL}{secrets.token_hex(6)}")
-
-
-def _is_about(error: OSError, partial: Path, target: Path) -> bool:
+def _is_about(error: OSError, target: Path) -> bool:
     """Whether an error is about the disk, or about the place where we write."""
     if error.filename is None:
         return error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS)
     place = Path(os.fsdecode(error.filename))
-    return place in (target, *target.parents) or place.is_relative_to(partial)
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        with suppress(OSError):
-            path.unlink()
+    if place in (target, *target.parents):
+        return True
+    return any(p.parent == target.parent and is_partial(p) for p in (place, *place.parents))
 
 
 def _sync(path: Path) -> None:

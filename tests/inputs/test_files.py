@@ -1,14 +1,20 @@
 """Files and folders appear whole or not at all."""
 
+import fcntl
 import hashlib
 import os
 import stat
+import subprocess
+import sys
+import threading
 from pathlib import Path
 
 import pytest
 
 from bdaudit.errors import OutputError
-from bdaudit.inputs.files import atomic_file, atomic_folder, check_writable, is_partial, sha256
+from bdaudit.inputs import files
+from bdaudit.inputs.aside import aside, is_living, is_partial, sweep
+from bdaudit.inputs.files import atomic_file, atomic_folder, check_writable, sha256
 
 
 def names(folder: Path) -> list[str]:
@@ -20,8 +26,8 @@ def test_a_file_appears_only_when_complete(tmp_path):
     with atomic_file(target) as partial:
         partial.write_bytes(b"whole")
         assert not target.exists()
-        assert is_partial(partial)
-        assert partial.parent == target.parent
+        assert is_partial(partial.parent)
+        assert partial.parent.parent == target.parent
     assert target.read_bytes() == b"whole"
     assert names(tmp_path) == ["out.bin"]
     assert not is_partial(target)
@@ -147,14 +153,20 @@ def test_what_appears_meanwhile_is_not_replaced(tmp_path):
     assert names(tmp_path) == ["run"]
 
 
-def test_a_failed_swap_puts_the_old_folder_back(tmp_path, monkeypatch):
+@pytest.fixture
+def no_exchange(monkeypatch):
+    """As on NFS, and on Linux before 3.15."""
+    monkeypatch.setattr(files, "_exchange", lambda a, b: False)
+
+
+def test_a_failed_swap_puts_the_old_folder_back(tmp_path, monkeypatch, no_exchange):
     target = tmp_path / "run"
     target.mkdir()
     (target / "old").write_text("old")
     rename = Path.rename
 
     def interrupted(self, to):
-        if to == target and (self / "new").exists():
+        if to == target and (self / "new").exists() and not target.exists():
             raise KeyboardInterrupt
         return rename(self, to)
 
@@ -163,6 +175,20 @@ def test_a_failed_swap_puts_the_old_folder_back(tmp_path, monkeypatch):
         (partial / "new").write_text("new")
     assert names(tmp_path) == ["run"]
     assert names(target) == ["old"]
+
+
+def test_folders_change_places_where_the_system_cannot_exchange_them(tmp_path, no_exchange):
+    target = tmp_path / "run"
+    for text in ("1", "2"):
+        with atomic_folder(target, replace_if=lambda _: True) as partial:
+            (partial / text).write_text(text)
+    assert names(target) == ["2"]
+    assert names(tmp_path) == ["run"]
+
+
+def test_a_mount_point_is_refused_before_any_work():
+    with pytest.raises(OutputError, match="give a folder in it"), atomic_folder("/proc", replace_if=lambda _: True):
+        raise AssertionError("must not start")
 
 
 def test_a_file_is_no_place_for_a_folder(tmp_path):
@@ -176,3 +202,191 @@ def test_sha256_is_the_usual_one(tmp_path):
     data = os.urandom(1000)
     (tmp_path / "f").write_bytes(data)
     assert sha256(tmp_path / "f") == hashlib.sha256(data).hexdigest()
+
+
+# Killed runs, and several at once
+
+KILLED_AT_EVERY_STEP = """
+import os, signal, sys
+from pathlib import Path
+from bdaudit.inputs import files
+from bdaudit.inputs.files import atomic_file, atomic_folder
+
+kind, base = sys.argv[1], Path(sys.argv[2])
+if kind == "two steps":
+    files._exchange = lambda a, b: False
+steps = -1  # not counting
+def step(event, _):
+    global steps
+    if steps >= 0 and (event.startswith(("os.", "shutil.", "ctypes.", "fcntl.")) or event == "open"):
+        steps -= 1
+        if steps == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+sys.addaudithook(step)
+
+def write(target, text):
+    if kind == "file":
+        with atomic_file(target) as partial:
+            with partial.open("w") as file:
+                for character in text:
+                    file.write(character)
+                    file.flush()
+        return
+    with atomic_folder(target, replace_if=lambda _: True) as partial:
+        for name in ("a", "b"):
+            (partial / name).write_text(text)
+
+def read(target):
+    if not target.exists():
+        return None
+    if kind == "file":
+        return target.read_text()
+    assert sorted(p.name for p in target.iterdir()) == ["a", "b"]
+    (text,) = {p.read_text() for p in target.iterdir()}
+    return text
+
+for before in (None, "old"):
+    for at in range(1, 1000):
+        folder = base / f"{before}-{at}"
+        folder.mkdir()
+        target = folder / "out"
+        if before:
+            write(target, before)
+        child = os.fork()
+        if child == 0:
+            steps = at
+            write(target, "new")
+            os._exit(0)
+        _, status = os.waitpid(child, 0)
+        allowed = (before, "new") + ((None,) if kind == "two steps" else ())
+        assert read(target) in allowed, (before, at, read(target))
+        visible = {p.name for p in folder.iterdir() if not p.name.startswith(".")}
+        assert visible <= {"out"}, (before, at, visible)
+        if kind == "two steps" and before:
+            files.sweep(target)
+            assert read(target) in (before, "new"), (before, at)
+        write(target, "again")
+        assert read(target) == "again"
+        assert os.listdir(folder) == ["out"], (before, at, os.listdir(folder))
+        if status == 0:
+            break
+    assert 10 < at < 999, at
+    print(before, at)
+"""
+
+
+@pytest.mark.parametrize("kind", ["file", "folder", "two steps"])
+def test_a_run_killed_before_any_of_its_steps_leaves_the_old_or_the_new(tmp_path, kind):
+    """SIGKILL before every single system call that writing makes, then a second run that must clean up."""
+    done = subprocess.run(
+        [sys.executable, "-c", KILLED_AT_EVERY_STEP, kind, tmp_path], capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_what_a_killed_run_left_is_removed_by_the_next_and_what_a_living_one_writes_is_not(tmp_path):
+    (tmp_path / ".out.partial-0123456789ab").mkdir()
+    (tmp_path / ".out.partial-0123456789ab" / "new").write_text("half")
+    (tmp_path / ".out.partial-0123456789ac").mkdir()  # killed before it had a lock
+    (tmp_path / ".other.partial-0123456789ab").mkdir()
+    (tmp_path / ".out.partial-notes").mkdir()  # not ours
+    with atomic_file(tmp_path / "out") as first:
+        first.write_text("first")
+        with atomic_file(tmp_path / "out") as second:  # as from another process: a lock belongs to its opening
+            assert is_living(first.parent)
+            second.write_text("second")
+        assert (tmp_path / "out").read_text() == "second"
+    assert (tmp_path / "out").read_text() == "first"
+    assert names(tmp_path) == [".other.partial-0123456789ab", ".out.partial-notes", "out"]
+
+
+def test_long_names_that_begin_alike_have_places_of_their_own(tmp_path):
+    one, two = tmp_path / ("n" * 240 + "1"), tmp_path / ("n" * 240 + "2")
+    with aside(one) as place:
+        (place / "old").mkdir()
+        (place / "old" / "x").touch()
+        sweep(two)
+        assert is_partial(place)
+    assert names(tmp_path) == []
+
+
+def test_strangers_links_among_the_leftovers_are_not_followed(tmp_path):
+    precious = tmp_path / "precious"
+    precious.mkdir()
+    (precious / "file").write_text("x")
+    case = tmp_path / "case"
+    case.mkdir()
+    (case / ".out.partial-000000000000").symlink_to(precious)
+    for k, bait in enumerate(("link", "fifo", "folder"), start=1):
+        place = case / f".out.partial-{k:012d}"
+        place.mkdir()
+        (place / "new").symlink_to(precious)
+        if bait == "link":
+            (place / "lock").symlink_to(tmp_path / "made")
+        elif bait == "fifo":
+            os.mkfifo(place / "lock")
+        else:
+            (place / "lock").mkdir()
+    with atomic_file(case / "out") as partial:
+        partial.write_text("ours")
+    assert names(tmp_path) == ["case", "precious"]
+    assert names(precious) == ["file"]
+    assert (case / "out").read_text() == "ours"
+
+
+def test_without_locks_nothing_is_taken_for_a_leftover(tmp_path, monkeypatch):
+    (tmp_path / ".out.partial-0123456789ab").mkdir()
+
+    def unsupported(*_):
+        raise OSError(95, "Operation not supported")
+
+    monkeypatch.setattr(fcntl, "flock", unsupported)
+    with atomic_file(tmp_path / "out") as partial:
+        partial.write_text("x")
+    assert names(tmp_path) == [".out.partial-0123456789ab", "out"]
+
+
+def test_a_folder_in_which_another_run_writes_is_not_replaced(tmp_path):
+    """A new demo over an old one, while an audit inside the old one is still running."""
+    target = tmp_path / "run"
+    target.mkdir()
+    with atomic_folder(target / "audit"):
+        with pytest.raises(OutputError, match="another run is writing in it"), atomic_folder(target):
+            raise AssertionError("must not start")
+    (target / "audit").rmdir()
+    with atomic_folder(target) as partial:
+        (partial / "x").touch()
+    assert names(target) == ["x"]
+
+
+def test_of_many_writers_of_one_target_the_last_wins_whole(tmp_path):
+    """Threads that replace one folder and sweep each other's places; a reader never sees a mix."""
+    target, failures = tmp_path / "out", []
+
+    def write(who):
+        try:
+            for turn in range(8):
+                with atomic_folder(target, replace_if=lambda _: True) as partial:
+                    for name in "abc":
+                        (partial / name).write_text(f"{who} {turn}")
+        except BaseException as e:
+            failures.append(e)
+
+    threads = [threading.Thread(target=write, args=(who,)) for who in range(4)]
+    for thread in threads:
+        thread.start()
+    while any(thread.is_alive() for thread in threads):
+        try:
+            handle = os.open(target, os.O_RDONLY)  # the folder that is there now, even if it is replaced meanwhile
+        except FileNotFoundError:
+            continue
+        try:
+            found = [Path(f"/proc/self/fd/{handle}/{name}").read_text() for name in os.listdir(handle)]
+        except FileNotFoundError:
+            continue  # replaced, and being removed
+        finally:
+            os.close(handle)
+        assert len(set(found)) <= 1
+    assert failures == []
+    assert names(tmp_path) == ["out"]
+    assert len({(target / name).read_text() for name in "abc"}) == 1
