@@ -30,7 +30,7 @@ from bdaudit.inputs import architectures
 from bdaudit.inputs.checkpoint import save_checkpoint
 from bdaudit.inputs.classifier import Classifier
 from bdaudit.inputs.datasets import load_dataset
-from bdaudit.inputs.files import atomic_folder, sha256
+from bdaudit.inputs.files import atomic_folder, read_small, sha256
 from bdaudit.probes.base import Probe
 from bdaudit.report.pictures import encode
 from bdaudit.report.schema import Exhibit, Granted, Policy, Report
@@ -40,6 +40,7 @@ __all__ = ["attack", "audit", "demo", "import_record", "load", "purify", "save"]
 
 M = TypeVar("M", bound=nn.Module)
 
+MAX_POLICY = 1 << 20
 DEFAULT_PROBES = ("retune", "qra")
 
 
@@ -285,11 +286,11 @@ def load_policy(policy: Policy | PathLike | None) -> Policy:
     if policy is None or isinstance(policy, Policy):
         return policy or Policy()
     try:
-        return Policy.model_validate(tomllib.loads(Path(policy).read_text()))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as e:
-        raise InputError(f"--policy {one_line(policy)}: cannot be read ({one_line(e, 100)})") from None
-    except ValidationError as e:
-        first = e.errors()[0]
+        return Policy.model_validate(tomllib.loads(read_small(policy, MAX_POLICY).decode()))
+    except (OSError, ValueError, RecursionError) as e:
+        if not isinstance(e, ValidationError):
+            raise InputError(f"--policy {one_line(policy)}: cannot be read ({one_line(e, 100)})") from None
+        first = e.errors(include_url=False)[0]
         where = ".".join(str(p) for p in first["loc"])
         known = ", ".join(Policy.model_fields)
         raise InputError(
@@ -318,8 +319,8 @@ def _files(suspect: Suspect, purified: PathLike | nn.Module | None) -> dict[str,
 
 
 def _preview(run: Run | None) -> list[Exhibit]:
-    path = run.folder / "preview.png" if run else None
-    if path is None or not path.is_file():
+    picture = encode(run.folder / "preview.png") if run else ""
+    if not picture:
         return []
     caption = "Clean images, the same with the trigger, and the difference times 10."
-    return [Exhibit(probe="evaluation", metric="o_asr", title="The trigger", caption=caption, picture=encode(path))]
+    return [Exhibit(probe="evaluation", metric="o_asr", title="The trigger", caption=caption, picture=picture)]

@@ -78,6 +78,9 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
 
 def one_line(text: object, limit: int = 300) -> str:
     """Make text from outside safe to print on one line: no control characters, bounded length."""
-    text = str(text)
+    try:
+        text = str(text)
+    except (ValueError, RecursionError):  # a number of thousands of digits, a container without bottom
+        text = f"({type(text).__name__} too large to show)"
     clean = text if text.isprintable() else "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
     return clean if len(clean) <= limit else clean[: limit - 1] + "…"

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from bdaudit import ops
-from bdaudit.errors import ImageError, UsageError, one_line
+from bdaudit.errors import CheckpointError, ImageError, UsageError, one_line
+from bdaudit.inputs.checkpoint_read import open_checkpoint
 from bdaudit.inputs.pool import Pool
 
 
@@ -81,7 +82,14 @@ class BlendTrigger(Trigger):
 
     @classmethod
     def from_tensors(cls, tensors: dict[str, Tensor]) -> Self:
-        return cls(tensors["pattern"], tensors["weight"])
+        pattern, weight = tensors["pattern"], tensors["weight"]
+        if pattern.dtype != torch.uint8 or pattern.ndim != 3 or pattern.numel() == 0:
+            raise ImageError(f"its pattern is {pattern.dtype} {tuple(pattern.shape)}, expected uint8 (C, H, W)")
+        if weight.dtype != torch.float32 or weight.shape not in (pattern.shape, pattern.shape[1:]):
+            raise ImageError(f"its weight is {weight.dtype} {tuple(weight.shape)}, expected float32 (H, W)")
+        if not ((weight >= 0) & (weight <= 1)).all():  # NaN is neither
+            raise ImageError("its weight is not between 0 and 1")
+        return cls(pattern, weight)
 
 
 KINDS: dict[str, type[Trigger]] = {BlendTrigger.kind: BlendTrigger}
@@ -99,17 +107,14 @@ def save_trigger(trigger: Trigger, path: Path, **header: Any) -> None:
 
 def load_trigger(path: Path, kinds: dict[str, type[Trigger]]) -> Trigger:
     """Read a trigger back; `kinds` maps the names that may occur to their classes."""
-    from safetensors import SafetensorError, safe_open
-
     if not path.is_file():
         raise ImageError(f"{one_line(path)}: no such trigger file")
     try:
-        with safe_open(path, framework="pt") as file:
-            header = json.loads((file.metadata() or {})["bdaudit_trigger"])
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
-        return kinds[header["kind"]].from_tensors(tensors)
-    except (SafetensorError, OSError, ValueError, KeyError, TypeError) as e:
-        raise ImageError(f"{one_line(path)}: not a trigger file of a known kind ({one_line(e, 80)})") from e
+        content = open_checkpoint(path)
+        header = json.loads(content.metadata["bdaudit_trigger"])
+        return kinds[header["kind"]].from_tensors(dict(content.document))  # type: ignore[call-overload]
+    except (CheckpointError, ImageError, LookupError, ValueError, TypeError, RuntimeError) as e:
+        raise ImageError(f"{one_line(path)}: not a trigger file of a known kind ({one_line(e, 120)})") from e
 
 
 # The builders below are shared by the attacks and by the audit's null triggers.

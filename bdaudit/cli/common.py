@@ -14,6 +14,7 @@ from bdaudit.errors import InputError, UsageError, did_you_mean, one_line
 F = TypeVar("F", bound=Callable[..., Any])
 
 CONFIG = "bdaudit.toml"
+MAX_CONFIG = 1 << 20
 # A file beside a suspect model came with the model: it may suggest numbers and names, but never decide where is
 # read from or written to, nor how an audit is made.
 PATH_OPTIONS = frozenset(
@@ -100,9 +101,11 @@ class Configured(click.Command):
         return config, positional
 
     def _read(self, path: Path, *, trusted: bool) -> dict[str, Any]:
+        from bdaudit.inputs.files import read_small
+
         try:
-            table = tomllib.loads(path.read_text())
-        except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as e:
+            table = tomllib.loads(read_small(path, MAX_CONFIG).decode())
+        except (OSError, ValueError, RecursionError) as e:  # not every bad number is a TOMLDecodeError
             raise InputError(f"{one_line(path)}: cannot be read as TOML ({one_line(e, 100)})") from None
         own = table.get(self.name or "", {})
         if not isinstance(own, dict):
@@ -124,18 +127,36 @@ class Configured(click.Command):
                     f"{one_line(path)}: {one_line(key, 40)!r} is not for a file beside the model to set: it came with the "
                     "suspect; use --config"
                 )
+            value = _as_typed(value, known[name], f"{one_line(path)}: {one_line(key, 40)}")
             if not trusted and name == "arch" and ".py" in str(value):
                 raise InputError(
                     f"{one_line(path)}: 'arch' names Python code, {one_line(value, 80)!r}: it came with the suspect and "
                     "nothing was run; type --arch yourself, or use --config"
                 )
-            if isinstance(value, dict):
-                value = [f"{k}={v}" for k, v in value.items()]
             chosen[str(known[name].name)] = value
             shown.append(f"{key} = {one_line(value, 80)}")
         if chosen:
             click.echo(f"defaults from {one_line(path)}: {', '.join(shown)}", err=True)
         return chosen
+
+
+def _as_typed(value: object, option: click.Option, where: str) -> object:
+    """Turn a TOML value into what would be typed on the command line; click then checks it as if it were."""
+    if option.is_flag:
+        if not isinstance(value, bool):
+            raise InputError(f"{where}: expected true or false, got {one_line(value, 40)}")
+        return value
+    if isinstance(value, dict):
+        value = [f"{k}={_word(v, where)}" for k, v in value.items()]
+    if option.multiple:
+        return [_word(v, where) for v in value] if isinstance(value, list) else [_word(value, where)]
+    return _word(value, where)
+
+
+def _word(value: object, where: str) -> str:
+    if not isinstance(value, str | int | float) or len(one_line(value, 1001)) > 1000:
+        raise InputError(f"{where}: expected a number or a short text, got {one_line(value, 40)}")
+    return one_line(value, 1001) if not isinstance(value, str) else value
 
 
 def common(function: F) -> F:

@@ -6,20 +6,23 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from bdaudit import plugins
 from bdaudit.attacks.base import Attack
 from bdaudit.attacks.triggers import KINDS, Trigger, load_trigger
 from bdaudit.errors import InputError, UsageError, one_line
-from bdaudit.inputs.files import visible
+from bdaudit.inputs.files import read_small, visible
 from bdaudit.inputs.folders import read_folder
 from bdaudit.inputs.goal import Goal
 from bdaudit.inputs.pool import Pool
 
 RECORD = "attack.json"
+MAX_BYTES = 16 << 20
+
+_Side = Annotated[int, Field(ge=1, le=4096)]
 
 
 class AttackRecord(BaseModel):
@@ -31,8 +34,8 @@ class AttackRecord(BaseModel):
     attack: str
     options: dict[str, Any]
     target: int | None
-    classes: list[str]
-    shape: tuple[int, int, int]
+    classes: list[str] = Field(max_length=100_000)
+    shape: tuple[Literal[1, 3], _Side, _Side]
     rows: dict[str, int]
     metrics: dict[str, dict[str, float | int]]
     data: str
@@ -65,6 +68,8 @@ class Run:
 
     def pool(self, name: str, notes: list[str] | None = None) -> Pool:
         """Read one of clean, flagged, reserve, test, train; `notes` gets a line about files that are not used."""
+        if (self.folder / name).is_symlink():
+            raise InputError(f"{one_line(self.folder / name)}: is a link; a run folder holds its images itself")
         return read_folder(self.folder / name, classes=self.record.classes, shape=self.record.shape, notes=notes)
 
 
@@ -74,7 +79,7 @@ def read_record(folder: Path) -> AttackRecord:
     if not path.is_file():
         raise InputError(f"{one_line(folder)}: not a run folder (it has no {RECORD}); make one with: bdaudit attack")
     try:
-        record = AttackRecord.model_validate(json.loads(path.read_text(encoding="utf-8")))
+        record = AttackRecord.model_validate(json.loads(read_small(path, MAX_BYTES)))
         Goal(record.target, len(record.classes))
     except (OSError, ValueError, ValidationError, UsageError, RecursionError) as e:
         raise InputError(f"{one_line(path)}: not an attack record ({one_line(e, 120)})") from None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,9 @@ import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
 
+from bdaudit.inputs.files import read_small
+
+MAX_BYTES, MAX_PIXELS = 16 << 20, 16_000_000
 GAP, LABEL, BACKGROUND = 4, 74, 255
 ROWS = ("clean", "triggered", "diff x10")
 
@@ -45,8 +49,22 @@ def write_preview(before: Tensor, after: Tensor, path: Path) -> None:
 
 
 def encode(path: Path) -> str:
-    """Read a PNG file as base64."""
-    return base64.b64encode(path.read_bytes()).decode()
+    """Read a stranger's PNG file and return its pixels, nothing else of it, as base64 PNG; '' if it is none.
+
+    Links are not followed: a report is handed on, and must not take a private file along.
+    """
+    if path.is_symlink():
+        return ""
+    buffer = io.BytesIO()
+    try:
+        with warnings.catch_warnings(), Image.open(io.BytesIO(read_small(path, MAX_BYTES)), formats=["PNG"]) as image:
+            warnings.simplefilter("ignore")  # about sizes, which are bounded here
+            if image.width * image.height > MAX_PIXELS:
+                return ""
+            image.convert("RGB").save(buffer, "PNG")
+    except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError):
+        return ""
+    return base64.b64encode(buffer.getvalue()).decode()
 
 
 def _bytes(images: Tensor) -> Tensor:

@@ -10,8 +10,10 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from bdaudit.errors import InputError, one_line
+from bdaudit.inputs.files import read_small
 
 SCHEMA_VERSION: Literal["1"] = "1"
+MAX_BYTES = 64 << 20
 
 Subject = Literal["suspect", "purified", "reference", "null"]
 Verdict = Literal["pass", "fail", "inconclusive"]
@@ -152,11 +154,11 @@ def controls_of(findings: Sequence[Finding], probe: str) -> tuple[list[Finding],
 def read_report(path: Path) -> Report:
     """Read a report file that may come from anywhere; one clear line if it is not one."""
     try:
-        return Report.model_validate_json(path.read_bytes())
-    except OSError as e:
-        raise InputError(f"{one_line(path)}: cannot be read ({e.strerror})") from None
-    except ValidationError as e:
-        first = e.errors()[0]
+        return Report.model_validate_json(read_small(path, MAX_BYTES))
+    except (OSError, ValueError) as e:
+        if not isinstance(e, ValidationError):  # which is a ValueError, as is a null byte in a path
+            raise InputError(f"{one_line(path)}: cannot be read ({one_line(e, 100)})") from None
+        first = e.errors(include_url=False)[0]
         where = ".".join(str(p) for p in first["loc"]) or "the file"
         raise InputError(
             f"{one_line(path)}: not a bdaudit report of schema {SCHEMA_VERSION} ({one_line(where, 60)}: {one_line(first['msg'], 100)})"
