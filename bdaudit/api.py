@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -30,7 +29,8 @@ from bdaudit.inputs import architectures
 from bdaudit.inputs.checkpoint import save_checkpoint
 from bdaudit.inputs.classifier import Classifier
 from bdaudit.inputs.datasets import load_dataset
-from bdaudit.inputs.files import atomic_folder, read_small, sha256
+from bdaudit.inputs.files import atomic_folder, sha256
+from bdaudit.inputs.toml import read_toml
 from bdaudit.probes.base import Probe
 from bdaudit.report.pictures import encode
 from bdaudit.report.schema import Exhibit, Granted, Policy, Report
@@ -40,7 +40,6 @@ __all__ = ["attack", "audit", "demo", "import_record", "load", "purify", "save"]
 
 M = TypeVar("M", bound=nn.Module)
 
-MAX_POLICY = 1 << 20
 DEFAULT_PROBES = ("retune", "qra")
 
 
@@ -286,10 +285,8 @@ def load_policy(policy: Policy | PathLike | None) -> Policy:
     if policy is None or isinstance(policy, Policy):
         return policy or Policy()
     try:
-        return Policy.model_validate(tomllib.loads(read_small(policy, MAX_POLICY).decode()))
-    except (OSError, ValueError, RecursionError) as e:
-        if not isinstance(e, ValidationError):
-            raise InputError(f"--policy {one_line(policy)}: cannot be read ({one_line(e, 100)})") from None
+        return Policy.model_validate(read_toml(policy, f"--policy {one_line(policy)}"))
+    except ValidationError as e:
         first = e.errors(include_url=False)[0]
         where = ".".join(str(p) for p in first["loc"])
         known = ", ".join(Policy.model_fields)

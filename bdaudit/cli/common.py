@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -14,7 +13,6 @@ from bdaudit.errors import InputError, UsageError, did_you_mean, one_line
 F = TypeVar("F", bound=Callable[..., Any])
 
 CONFIG = "bdaudit.toml"
-MAX_CONFIG = 1 << 20
 # A file beside a suspect model came with the model: it may suggest numbers and names, but never decide where is
 # read from or written to, nor how an audit is made.
 PATH_OPTIONS = frozenset(
@@ -101,12 +99,9 @@ class Configured(click.Command):
         return config, positional
 
     def _read(self, path: Path, *, trusted: bool) -> dict[str, Any]:
-        from bdaudit.inputs.files import read_small
+        from bdaudit.inputs.toml import read_toml
 
-        try:
-            table = tomllib.loads(read_small(path, MAX_CONFIG).decode())
-        except (OSError, ValueError, RecursionError) as e:  # not every bad number is a TOMLDecodeError
-            raise InputError(f"{one_line(path)}: cannot be read as TOML ({one_line(e, 100)})") from None
+        table = read_toml(path, one_line(path))
         own = table.get(self.name or "", {})
         if not isinstance(own, dict):
             raise InputError(f"{one_line(path)}: [{self.name}] must be a table of options")

@@ -124,6 +124,8 @@ def _zip(file: IO[bytes], size: int, numpy: bool) -> Description:
 
 def _place(file: IO[bytes], size: int, entry: zipfile.ZipInfo) -> tuple[int, int]:
     """Find an entry's bytes: after its local header, whose name and extra field have their own lengths."""
+    if entry.header_offset < 0:
+        raise Refused("is truncated or damaged")
     file.seek(entry.header_offset)
     header = file.read(30)
     if len(header) != 30 or header[:4] != b"PK\x03\x04" or entry.flag_bits & 1:

@@ -154,10 +154,13 @@ def controls_of(findings: Sequence[Finding], probe: str) -> tuple[list[Finding],
 def read_report(path: Path) -> Report:
     """Read a report file that may come from anywhere; one clear line if it is not one."""
     try:
-        return Report.model_validate_json(read_small(path, MAX_BYTES))
-    except (OSError, ValueError) as e:
-        if not isinstance(e, ValidationError):  # which is a ValueError, as is a null byte in a path
-            raise InputError(f"{one_line(path)}: cannot be read ({one_line(e, 100)})") from None
+        data = read_small(path, MAX_BYTES)
+    except (OSError, ValueError) as e:  # a null byte in a path is a ValueError
+        reason = getattr(e, "strerror", None) or e
+        raise InputError(f"{one_line(path)}: cannot be read ({one_line(reason, 100)})") from None
+    try:
+        return Report.model_validate_json(data)
+    except ValidationError as e:
         first = e.errors(include_url=False)[0]
         where = ".".join(str(p) for p in first["loc"]) or "the file"
         raise InputError(

@@ -1,0 +1,1 @@
+"""Feed mutated files to everything that reads strangers' files, and judge what comes out."""
