@@ -75,9 +75,9 @@ def gather(images: Tensor, rows: Tensor) -> Tensor:
     step = max(1, CHUNK // max(1, math.prod(shape)))
     pixels = torch.empty((min(len(rows), SORTED * step), *shape), dtype=torch.uint8)
     start = 0
-    for block in rows.split(SORTED * step):
+    for block in torch.split(rows, SORTED * step):
         wanted, place = block.sort()
-        for few, where in zip(wanted.split(step), place.split(step), strict=True):
+        for few, where in zip(torch.split(wanted, step), torch.split(place, step), strict=True):
             pixels[where] = images[few]
             release(images)
         copied[start : start + len(block)] = pixels[: len(block)]
