@@ -106,8 +106,8 @@ def test_wrong_calls_give_one_line(suspect: Classifier, run: Run, digits: Pool) 
         bdaudit.purify(suspect, clean=clean.labelled(10), defense="ft", device="cpu")
     with pytest.raises(UsageError, match="target 12 is out of range"):
         bdaudit.purify(suspect, clean=clean, malicious=clean.images, target=12, defense="pl", device="cpu")
-    with pytest.raises(UsageError, match=r"--normalise mnist: known are"):
-        api.wrap(suspect.body, clean, normalisation="mnist")
+    with pytest.raises(UsageError, match=r"--normalise svhn: known are"):
+        api.wrap(suspect.body, clean, normalisation="svhn")
     with pytest.raises(UsageError, match="either a defense to run"):
         bdaudit.audit(run.model_path, run=run.folder, device="cpu")
 

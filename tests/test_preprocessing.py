@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
 from bdaudit import api
@@ -122,6 +124,20 @@ def test_the_size_is_the_networks_else_that_of_the_images_else_the_usual(tmp_pat
     write_png(torch.zeros(3, 9, 9, dtype=torch.uint8), tmp_path / "2" / "y.png")
     assert size(resnet, tmp_path) == (3, 224, 224), "images of all sizes are resized to the usual one"
     assert assumed(Match(resnet, 2, 3), None, None) is None
+
+
+def test_what_a_hostile_folder_claims_is_no_size(tmp_path: Path) -> None:
+    """A pipe that never answers, a link, and an image that would fill the memory if it set the size of all."""
+    found = Match(ArchSpec("resnet18", {"width": 4}), 2, 1)
+    os.mkfifo(tmp_path / "pipe.png")
+    write_png(torch.zeros(1, 12, 12, dtype=torch.uint8), tmp_path / "other.dat.png")
+    (tmp_path / "link.png").symlink_to("/dev/zero")
+    settled = assumed(found, None, tmp_path)
+    assert settled is not None and settled.shape == (1, 12, 12)
+    (tmp_path / "other.dat.png").unlink()
+    Image.new("1", (20_000, 20_000)).save(tmp_path / "huge.png")
+    settled = assumed(found, None, tmp_path)
+    assert settled is not None and settled.shape == (1, 32, 32)
 
 
 def test_a_foreign_file_gets_its_normalisation_from_folders_and_tensors_alike(run: Run, tmp_path: Path) -> None:

@@ -26,6 +26,9 @@ LARGE = 64
 SIZED = 16
 """Images whose size is looked at."""
 
+MAX_SIDE = 1024
+"""Larger images are photographs to be resized, or made to fill the memory: no network's own size."""
+
 
 def assumed(found: Match, normalisation: str | None, clean: Images | None) -> Preprocessing | None:
     """Settle the size of the images, under the named normalisation or, for now, under none.
@@ -94,4 +97,5 @@ def _size(clean: Images) -> tuple[int, int] | None:
         sizes = open_source(clean).sizes(SIZED)
     except ImageError:
         return None  # reading the images names what is wrong
-    return sizes.pop() if len(sizes) == 1 else None
+    common = sizes.pop() if len(sizes) == 1 else None
+    return common if common and max(common) <= MAX_SIDE else None

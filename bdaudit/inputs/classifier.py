@@ -155,7 +155,7 @@ class Classifier(nn.Module):
     def check(self) -> None:
         """Make sure that it takes an image of its size and gives one logit a class; raises UsageError.
 
-        Large images, which take long and are too small for no network, are not tried.
+        Sizes above `MAX_TRIED` are not tried: that takes long, and no network finds them too small.
         """
         if max(self.preprocessing.shape) > MAX_TRIED:
             return
