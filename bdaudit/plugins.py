@@ -66,7 +66,7 @@ class Origin:
 
     @property
     def sha256(self) -> str:
-        """Hash of the plugin's package as it lies on disk (hex; '' where it lies in no folder)."""
+        """Hash of the plugin's package as it lies on disk (hex; '' where it cannot be read, as in a zip file)."""
         return fingerprint(self.module)
 
     def __str__(self) -> str:
@@ -261,8 +261,11 @@ def fingerprint(module: str) -> str:
     inside = path.parent.rglob("*") if hasattr(package, "__path__") else [path]
     files = {p.relative_to(path.parent).as_posix(): p for p in inside if "__pycache__" not in p.parts and p.is_file()}
     total = hashlib.sha256()
-    for name in sorted(files):
-        total.update(f"{name}\0{sha256(files[name])}\n".encode(errors="surrogateescape"))
+    try:
+        for name in sorted(files):
+            total.update(f"{name}\0{sha256(files[name])}\n".encode(errors="surrogateescape"))
+    except OSError:
+        return ""
     return total.hexdigest()
 
 

@@ -351,10 +351,11 @@ def test_files_are_not_written_and_the_attempt_is_named(how: str, tmp_path: Path
     assert {p.name for p in tmp_path.iterdir()} == {"old"}
 
 
-def test_a_plugin_may_use_a_temporary_folder() -> None:
+def test_a_plugin_may_use_a_temporary_folder(tmp_path: Path) -> None:
     seen: list[Path] = []
 
     def scratches(self: Any, model: Classifier) -> Classifier:
+        tmp_path.mkdir(exist_ok=True)  # changes nothing
         with tempfile.TemporaryDirectory() as folder:
             torch.save(model.state_dict(), Path(folder, "a.pt"))
             Path(folder, "a.pt").rename(Path(folder, "b.pt"))

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import subprocess
 import sys
-import sysconfig
 from collections.abc import Iterator
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 
 import pytest
+from support import fresh_environment
 
 import bdaudit
 from bdaudit import hookspecs, plugins
 from bdaudit.errors import UsageError
+from bdaudit.flow.run import Run
 
 EXAMPLE = Path(__file__).parent.parent / "plugins" / "bdaudit-example"
 
@@ -251,39 +253,45 @@ def test_one_module_may_stand_behind_several_names(site: Path) -> None:
     assert found.trackers["notes"].arguments == ("report",)
 
 
-def test_a_strangers_defense_is_installed_and_used_by_name(tmp_path: Path, run: object) -> None:
-    """pip installs plugins/bdaudit-example into a fresh environment, where the command line runs it."""
-    environment = tmp_path / "env"
-    subprocess.run([sys.executable, "-m", "venv", "--without-pip", environment], check=True)
-    python = environment / "bin" / "python"
-    # The fresh environment sees this one's packages, pip and torch included; what is new goes into its own.
-    here = sysconfig.get_paths()["purelib"]
-    purelib = subprocess.run(
-        [python, "-c", "import sysconfig; print(sysconfig.get_paths()['purelib'])"],
-        capture_output=True, text=True, check=True,
-    ).stdout.strip()  # fmt: skip
-    (Path(purelib) / "parent.pth").write_text(f"import site; site.addsitedir({here!r})\n")
-    source = tmp_path / "source"
-    source.mkdir()
-    for name in ("pyproject.toml", "README.md", "src/bdaudit_example/__init__.py"):
-        (source / name).parent.mkdir(parents=True, exist_ok=True)
-        (source / name).write_bytes((EXAMPLE / name).read_bytes())
-    subprocess.run(
-        [python, "-m", "pip", "install", "-q", "--no-deps", "--no-build-isolation", "--disable-pip-version-check", source],
-        check=True,
-    )  # fmt: skip
-    code = "from bdaudit.cli.main import main; main()"
-    listed = subprocess.run(
-        [python, "-c", code, "plugins", "list", "--json"], capture_output=True, text=True, check=True
-    )
-    [row] = [r for r in json.loads(listed.stdout) if r["name"] == "head-reset"]
-    assert (row["distribution"], row["needs"]) == ("bdaudit-example", ["model", "clean", "rng"])
+def test_a_strangers_defense_is_installed_checked_and_used_by_name(tmp_path: Path, run: Run) -> None:
+    """pip installs plugins/bdaudit-example into a fresh environment, where its tests and the command line run it."""
+    environment = fresh_environment(tmp_path / "env")
+    shutil.copytree(EXAMPLE, tmp_path / "source", ignore=shutil.ignore_patterns("build", "*.egg-info", "__pycache__"))
+
+    def command(*arguments: object) -> None:
+        done = subprocess.run(
+            [str(a) for a in arguments], env=environment, cwd=tmp_path, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+
+    command("pip", "install", "-q", "--no-deps", tmp_path / "source")
+    command("pytest", "-q", tmp_path / "source" / "tests")
     out = tmp_path / "out.pt"
-    model = run.model_path  # type: ignore[attr-defined]
-    used = subprocess.run(
-        [python, "-c", code, "purify", model, "--defense", "head-reset", "-o", "epochs=1", "--out", out],
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert used.returncode == 0, used.stderr
+    command("bdaudit", "purify", run.model_path, "--defense", "head-reset", "-o", "epochs=1", "--out", out)
     assert out.is_file()
     assert "head-reset" not in plugins.names("defense"), "it leaked into this environment"
+
+
+def test_the_check_ends_with_its_verdict(site: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """0 where every check that applies is ok, 1 where one fails, 2 where there is no such plugin."""
+    from bdaudit.cli.main import _run
+
+    plugin_of(site, "kept", THING, distribution="good")
+    plugin_of(
+        site, "broke", THING.replace('"thing"', '"noise"').replace("return model", "return None"), point="defense.noise"
+    )
+    assert _run(["plugins", "check", "thing", "--json"], debug=True) == 0
+    [row] = json.loads(capsys.readouterr().out)
+    assert (row["kind"], row["name"], row["distribution"]) == ("defense", "thing", "good")
+    assert {c["state"] for c in row["checks"]} == {"ok", "not applicable"}
+    assert _run(["plugins", "check", "noise"], debug=True) == 1
+    printed = capsys.readouterr().out
+    assert printed.startswith("noise (defense, from broke 1.2)\n")
+    assert re.search(
+        r"^  result +FAILED: noise.purify returned NoneType, expected a Classifier$", printed, re.MULTILINE
+    )
+    assert re.search(r"^  trigger +not applicable: it is no attack$", printed, re.MULTILINE)
+    assert _run(["plugins", "check", "thng"], debug=False) == 2
+    assert "no plugin named 'thng'; did you mean thing?" in capsys.readouterr().err
+    assert _run(["plugins", "check", "thing", "--kind", "attack"], debug=False) == 2
+    assert "no attack named 'thing'" in capsys.readouterr().err

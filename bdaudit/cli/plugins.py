@@ -82,36 +82,34 @@ def show(name: str, kind: str | None, as_json: bool) -> None:
 
 
 @command.command("check")
-@click.argument("name", type=PluginName(""))
-@click.option(
-    "--kind", type=click.Choice(list(plugins.KINDS)), help="Which kind, where several plugins have this name."
-)
+@click.argument("names", metavar="NAME...", nargs=-1, required=True, type=PluginName(""))
+@click.option("--kind", type=click.Choice(list(plugins.KINDS)), help="Only this kind.")
 @json_flag
 @uniform
-def check(name: str, kind: str | None, as_json: bool) -> int:
+def check(names: tuple[str, ...], kind: str | None, as_json: bool) -> int:
     """Check that a plugin keeps the contract, on tiny data on the CPU; exit code 1 if it does not.
 
     \b
     bdaudit plugins check fst
     """
     warn_broken()
-    if kind is None and name in plugins.registry().trackers:
-        raise UsageError(f"{name} is a tracker: there is nothing to check short of handing it a made-up result")
-    found = plugins.registry().named(name, kind)
+    for name in names:
+        if kind is None and name in plugins.registry().trackers:
+            raise UsageError(f"{name} is a tracker: there is nothing to check short of handing it a made-up result")
+    found = [(k, name, item) for name in names for k, item in plugins.registry().named(name, kind)]
     from bdaudit.testing import examine
 
-    outcomes = [(own_kind, item, examine(item.cls)) for own_kind, item in found]
-    if as_json:
-        rows = [
-            {"kind": k, "name": name, **_origin(f.origin), "checks": [vars(o) for o in all_]} for k, f, all_ in outcomes
-        ]
-        click.echo(json.dumps(rows, indent=2))
-    else:
-        for own_kind, item, all_ in outcomes:
+    rows: list[dict[str, Any]] = []
+    for own_kind, name, item in found:
+        outcomes = examine(item.cls)
+        checks = [{"check": o.check, "state": o.state, "why": o.why} for o in outcomes]
+        rows.append({"kind": own_kind, "name": name, **_origin(item.origin), "checks": checks})
+        if not as_json:
             click.echo(f"{name} ({own_kind}, from {item.origin})")
-            for o in all_:
-                click.echo(f"  {o.check:<22} {o}")
-    return int(any(o.failed for _, _, all_ in outcomes for o in all_))
+            click.echo("".join(f"  {o.check:<20}{o}\n" for o in outcomes), nl=False)
+    if as_json:
+        click.echo(json.dumps(rows, indent=2))
+    return int(any(c["state"] == "failed" for row in rows for c in row["checks"]))
 
 
 def _inputs(cls: type[Plugin]) -> str:

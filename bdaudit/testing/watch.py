@@ -56,6 +56,8 @@ class Watch:
             path, _, flags = args
             if isinstance(flags, int) and flags & WRITING:
                 self.write(path)
+        elif name == "os.mkdir" and Path(os.fsdecode(args[0])).is_dir():
+            pass  # makedirs(exist_ok=True) tries, and changes nothing
         elif name in CHANGES:
             for place, relative_to in CHANGES[name]:
                 self.write(args[place], args[relative_to] if relative_to is not None else -1)
@@ -101,7 +103,8 @@ def watched() -> Iterator[Watch]:
     with tempfile.TemporaryDirectory(prefix="bdaudit-check-") as name, ExitStack() as stack:
         watch = Watch(Path(name).resolve())
         # Caches that libraries keep for later are no doing of the plugin's.
-        homes = dict.fromkeys(("TMPDIR", "XDG_CACHE_HOME", "MPLCONFIGDIR"), str(watch.folder))
+        caches = ("TMPDIR", "XDG_CACHE_HOME", "MPLCONFIGDIR", "TORCHINDUCTOR_CACHE_DIR")
+        homes = dict.fromkeys(caches, str(watch.folder))
         stack.enter_context(mock.patch.dict(os.environ, homes))
         stack.enter_context(mock.patch.object(tempfile, "tempdir", str(watch.folder)))
         stack.enter_context(mock.patch.object(sys, "dont_write_bytecode", True))

@@ -8,6 +8,8 @@ from bdaudit.inputs.classifier import Classifier
 from bdaudit.inputs.pool import Pool
 from bdaudit.training.loop import tune
 
+BDAUDIT_HOOKSPEC = 1  # the version of bdaudit's hooks that this was written for
+
 
 class HeadReset(Tuning):
     """Redraw the classification head and train it alone on clean images.
