@@ -137,7 +137,7 @@ class Registry:
     def origins(self) -> list[Origin]:
         """Name everything from outside bdaudit that was imported, sorted."""
         everything = [f.origin for f in self.found.values()] + [t.origin for t in self.trackers.values()]
-        return sorted({o for o in everything if o.distribution != BUILT_IN}, key=str)
+        return sorted({o for o in everything if o.distribution != BUILT_IN}, key=lambda o: (str(o), o.module))
 
 
 def names(kind: str = "") -> list[str]:

@@ -321,6 +321,12 @@ def test_a_broken_plugin_trips_its_own_check_and_no_other(check: str, cls: Calla
     assert re.search(why, found[check])
 
 
+def test_what_did_not_run_is_called_ok_only_where_nothing_had_to_run() -> None:
+    states = {o.check: o.state for o in examine(defense(fails))}
+    ok = {check for check, state in states.items() if state == "ok"}
+    assert ok == {"documentation", "options round-trip", "declared inputs"}
+
+
 def test_every_check_is_tripped_by_something() -> None:
     assert {c for c, _, _ in BROKEN} | {"no files"} == {c.name for c in CHECKS}
 

@@ -24,7 +24,7 @@ def environment() -> dict[str, Any]:
     return {
         "bdaudit": bdaudit.__version__,
         "git": git_revision(),
-        "plugins": [f"{origin} sha256:{origin.sha256}" for origin in plugins.registry().origins()],
+        "plugins": list(dict.fromkeys(f"{o} sha256:{o.sha256}" for o in plugins.registry().origins())),
         "python": platform.python_version(),
         "torch": version("torch"),
         "ops": ops.backend()["cpu"],

@@ -79,7 +79,7 @@ class Examination:
         return attempt(self.plugin)
 
     def finished(self) -> Trial:
-        """Give the first run, if it came to a result."""
+        """Give the first run; one that came to no result shows nothing, so that no check may call it ok."""
         if self.first.result is None:
             raise NotApplicable("it did not run")
         return self.first
@@ -209,7 +209,10 @@ def _inputs(e: Examination) -> str:
 @_check("inputs unmutated")
 def _unmutated(e: Examination) -> str:
     """Pools, triggers and the caller's models are left as they were."""
-    return f"it changed {', '.join(e.first.changed)} in place" if e.first.changed else ""
+    if e.first.changed:
+        return f"it changed {', '.join(e.first.changed)} in place"
+    e.finished()
+    return ""
 
 
 @_check("seed determinism")
@@ -235,13 +238,19 @@ def _no_global_rng(e: Examination) -> str:
 @_check("no network")
 def _no_network(e: Examination) -> str:
     """It opens no connection and looks up no host."""
-    return f"it asked for {', '.join(e.first.network)}" if e.first.network else ""
+    if e.first.network:
+        return f"it asked for {', '.join(e.first.network)}"
+    e.finished()
+    return ""
 
 
 @_check("no files")
 def _no_files(e: Examination) -> str:
     """It writes no file outside a temporary folder."""
-    return f"it would change {', '.join(e.first.files)}" if e.first.files else ""
+    if e.first.files:
+        return f"it would change {', '.join(e.first.files)}"
+    e.finished()
+    return ""
 
 
 @_check("trigger", kinds=("attack",))
