@@ -29,7 +29,7 @@ def followed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     # The first block makes the folder and the environment, and installs from the network what is here already.
     (_, first), *steps = blocks(TUTORIAL.read_text())
     assert first.splitlines()[0] == "mkdir my-plugins && cd my-plugins"
-    assert first.splitlines()[-1] == "pip install bdaudit pytest"
+    assert first.splitlines()[-1] == "pip install ../bdaudit pytest"
     printed = ""
     for name, code in steps:
         if name:
