@@ -169,20 +169,23 @@ def missing_folder(case: Path) -> list[object]:
 
 
 def text_as_png(case: Path) -> list[object]:
-    (case / "flagged" / "zz.png").write_text("hello")
-    return ["--malicious", case / "flagged"]
+    (case / "odd").mkdir()
+    (case / "odd" / "zz.png").write_text("hello")
+    return ["--malicious", case / "odd"]
 
 
 def truncated_image(case: Path) -> list[object]:
-    path = case / "flagged" / "zz.png"
+    path = case / "odd" / "zz.png"
+    path.parent.mkdir()
     write_png(torch.randint(0, 256, (3, 64, 64), dtype=torch.uint8), path)
     path.write_bytes(path.read_bytes()[:300])
-    return ["--malicious", case / "flagged"]
+    return ["--malicious", case / "odd"]
 
 
 def huge_image(case: Path) -> list[object]:
-    Image.new("1", (20_000, 20_000)).save(case / "flagged" / "zz.png")
-    return ["--malicious", case / "flagged"]
+    (case / "odd").mkdir()
+    Image.new("1", (7_000, 7_000)).save(case / "odd" / "zz.png")
+    return ["--malicious", case / "odd"]
 
 
 def foreign_label(case: Path) -> list[object]:
@@ -247,9 +250,9 @@ def no_malicious(case: Path) -> list[object]:
 BAD = [
     (empty_folder, "no images in it"),
     (missing_folder, "no such folder"),
-    (text_as_png, "zz.png: not an image"),
-    (truncated_image, "zz.png: cannot be decoded"),
-    (huge_image, "more than the 40 megapixels"),
+    (text_as_png, "not an image, whatever its name says (1: zz.png)"),
+    (truncated_image, "cannot be decoded (1: zz.png: "),
+    (huge_image, "more than 40 megapixels"),
     (foreign_label, "the model has no class '10'"),
     (target_out_of_range, "target 10 is out of range: the model has classes 0..9"),
     (code_in_pickle, "code"),
@@ -510,3 +513,61 @@ def test_clean_images_without_labels_are_refused(case: Path, run: Run, capsys: p
     write_folder(run.pool("clean"), case / "flat", flat=True)
     assert call("purify", case / "model.pt", "--defense", "ft", "--clean", case / "flat") == 2
     assert "one sub-folder a class" in capsys.readouterr().err
+
+
+def test_files_that_are_not_used_are_warned_of_once_and_noted_in_the_report(
+    case: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Even under --quiet; the clean folder is read twice, as the preprocessing is looked for with it."""
+    state = torch.load(case / "model.pt", weights_only=True)["state_dict"]
+    torch.save(state, case / "model.pt")
+    (case / "flagged" / "Thumbs.db").touch()
+    (case / "clean" / "0" / "half\x1b[31m.png").write_bytes(b"\x89PNG")
+    command = [
+        "audit",
+        case / "model.pt",
+        "--defense",
+        "ft",
+        "--malicious",
+        case / "flagged",
+        "--arch",
+        "small_cnn",
+        *FAST,
+    ]
+    assert call(*command, "--quiet", "--json") in (0, 1, 4)
+    printed = capsys.readouterr()
+    warned = [line for line in printed.err.splitlines() if line.startswith("warning: ")]
+    assert len(warned) == 2
+    assert printed.err.isprintable() or set(printed.err) - {"\n"} == {c for c in printed.err if c.isprintable()}
+    notes = json.loads(printed.out)["notes"]
+    assert sum("flagged: 1 of 81 entries are not used: not named like an image (1: Thumbs.db)" in n for n in notes) == 1
+    assert (
+        sum("entries are not used: not an image, whatever its name says (1: 0/half\ufffd[31m.png)" in n for n in notes)
+        == 1
+    )
+
+
+def test_npz_and_csv_are_taken_wherever_folders_are(case: Path, run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    """With the same result, row for row, as the same images in folders."""
+    import numpy as np
+
+    clean = run.pool("clean")
+    np.savez_compressed(case / "clean.npz", images=clean.images.numpy(), labels=clean.labels.numpy())
+    names = sorted(p.name for p in (case / "flagged").iterdir())
+    (case / "flagged.csv").write_text("\n".join(["path", *(f"flagged/{n}" for n in names)]))
+    command = ["purify", case / "model.pt", "--defense", "pl", "-o", "epochs=1"]
+    assert call(*command, "--malicious", case / "flagged", "--out", case / "a.pt") == 0
+    given = ["--clean", case / "clean.npz", "--malicious", case / "flagged.csv"]
+    assert call(*command, *given, "--out", case / "b.pt", "--json") == 0
+    a, b = (torch.load(case / f"{n}.pt", weights_only=True)["state_dict"] for n in "ab")
+    assert all(torch.equal(a[k], b[k]) for k in a)
+    granted = {row["input"]: row["source"] for row in json.loads(capsys.readouterr().out.splitlines()[-1])["granted"]}
+    assert (granted["clean"], granted["malicious"]) == ("clean.npz", "flagged.csv")
+
+
+def test_nothing_usable_ends_with_exit_code_two(case: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (case / "odd").mkdir()
+    (case / "odd" / "x.png").touch()
+    assert call("purify", case / "model.pt", "--defense", "pl", "--malicious", case / "odd") == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.endswith("odd: no usable images in it: empty (1: x.png)")

@@ -10,7 +10,7 @@ from pathlib import Path, PurePosixPath
 import torch
 from PIL import Image
 
-from bdaudit.errors import ImageError, one_line
+from bdaudit.errors import ImageError
 from bdaudit.inputs.images import SUFFIXES
 from bdaudit.inputs.listing import Listing
 from bdaudit.inputs.opening import Unusable, open_folder
@@ -32,7 +32,7 @@ def read_folder(
 
 def list_folder(folder: Path) -> Listing:
     """List the images of a folder, or of its sub-folders, sorted. No link is followed below the folder itself."""
-    found = Listing(folder, one_line(folder, 100))
+    found = Listing(folder, folder)
     with open_folder(folder) as handle:
         images, names = _scan(handle, "", found)
         for name in names:

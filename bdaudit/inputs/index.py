@@ -23,7 +23,7 @@ def list_index(path: Path) -> Listing:
     The first line names the columns; others are ignored. Paths are relative to the file's folder and stay
     inside it. A label is a class's name or number, or nothing. Raises ImageError where the file is no such table.
     """
-    found = Listing(path.parent, one_line(path, 100))
+    found = Listing(path.parent, path)
     seen: set[str] = set()
     try:
         with open_regular(path) as file:

@@ -56,14 +56,19 @@ class Unused:
 class Listing:
     """Images to read, by their paths below a folder, and what was found beside them.
 
-    shown: what messages call it. labels: as they are written, None where nothing says.
+    where: the folder, or the index that named the images. labels: as they are written, None where nothing says.
     """
 
     folder: Path
-    shown: str
+    where: Path
     paths: list[str] = field(default_factory=list)
     labels: list[str | None] = field(default_factory=list)
     unused: Unused = field(default_factory=Unused)
+
+    @property
+    def shown(self) -> str:
+        """What messages call it."""
+        return one_line(self.where, 100)
 
     def classes(self) -> tuple[str, ...]:
         """Name the classes that occur, sorted (numerically, if they are numbers)."""
@@ -130,19 +135,14 @@ class Listing:
                         used.append(row)
                 scratch.release(images)
         if not used:
-            raise ImageError(f"{self.shown}: no usable images in it" + (f": {unused}" if unused else ""))
+            raise ImageError(f"{self.shown}: no " + (f"usable images in it: {unused}" if unused else "images in it"))
         if unused:
-            total = len(used) + len(unused)
-            warn_unused(f"{self.shown}: {len(unused):,} of {total:,} entries are not used: {unused}", notes)
+            text = f"{len(unused):,} of {len(used) + len(unused):,} entries are not used: {unused}"
+            warnings.warn(f"{self.shown}: {text}", UnusedFiles, stacklevel=2)
+            if notes is not None:  # for a report, which need not tell where things lie on this machine
+                notes.append(f"{one_line(self.where.absolute().name, 60)}: {text}")
         labels = torch.tensor([numbers[self.labels[row]] for row in used])
         return Pool(images[: len(used)], labels, tuple(one_line(self.paths[row]) for row in used))
-
-
-def warn_unused(text: str, notes: list[str] | None) -> None:
-    """Warn of files that are not used, and note it for the report."""
-    warnings.warn(text, UnusedFiles, stacklevel=3)
-    if notes is not None:
-        notes.append(text)
 
 
 def label_number(name: str | None, classes: Sequence[str], where: str) -> int:

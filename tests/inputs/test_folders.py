@@ -120,8 +120,8 @@ def test_what_is_odd_is_named_and_the_rest_is_read(tmp_path: Path, kind: str) ->
         pool = read_folder(tmp_path, classes=CLASSES, shape=SHAPE, notes=notes)
     assert (len(pool), len(caught)) == (2, 1)
     assert (pool.images == PIXELS).all()
-    assert notes == [str(caught[0].message)]
-    assert f"{tmp_path}: 1 of 3 entries are not used: " in notes[0]
+    assert notes == [str(caught[0].message).replace(str(tmp_path), tmp_path.name)]
+    assert f"{tmp_path.name}: 1 of 3 entries are not used: " in notes[0]
     assert expected in notes[0]
     assert notes[0].isprintable()
 
@@ -160,7 +160,7 @@ def test_all_sorts_together_make_one_warning_of_bounded_length(tmp_path: Path) -
 @pytest.mark.parametrize(
     ("names", "message"),
     [
-        ([], "no usable images in it"),
+        ([], "no images in it"),
         (["wolf/x.png", "cat/x.png"], "the model has no class 'wolf'.*cat, dog, eel"),
         (["3/x.png"], "the model has no class '3'"),
         (["1" * 200 + "/x.png"], "the model has no class '111"),
@@ -250,4 +250,4 @@ def test_pillows_own_warnings_stay_inside(tmp_path: Path) -> None:
     Image.new("P", (8, 8)).save(tmp_path / "x.png", transparency=bytes(4))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert len(listing.Listing(tmp_path, "x", ["x.png"], [None]).read(classes=(), shape=SHAPE)) == 1
+        assert len(listing.Listing(tmp_path, tmp_path, ["x.png"], [None]).read(classes=(), shape=SHAPE)) == 1

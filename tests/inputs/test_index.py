@@ -94,7 +94,7 @@ def test_a_row_that_cannot_be_used_is_named(tmp_path: Path, row: str, expected: 
         ("", "the first line must name the columns: path,label"),
         ("file,class\na.png,cat\n", "it is 'file, class'"),
         ("path,path\n", "the first line must name"),
-        ("path,label\n", "no usable images"),
+        ("path,label\n", "no images in it"),
         ("path,label\na.png\n", "line 2 has 1 fields, the first one 2"),
         ("path,label\na, b.png,cat\n", "line 2 has 3 fields"),
         ("path,label\na.png,wolf\n", "the model has no class 'wolf'"),
