@@ -50,7 +50,7 @@ def main() -> None:
         for pool in (grey(n), colour(n)):
             with tempfile.TemporaryDirectory() as folder:
                 for kind, path in write(pool, Path(folder)).items():
-                    files = [p for p in path.rglob("*.png")] if path.is_dir() else [path]
+                    files = list(path.rglob("*.png")) if path.is_dir() else [path]
                     size = sum(f.stat().st_size for f in files)
                     for where, limit in LIMITS.items():
                         base = {"kind": kind, "shape": "x".join(map(str, pool.shape)), "files": len(files)}

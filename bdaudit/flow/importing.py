@@ -188,7 +188,7 @@ class _Output:
                     paths[index] = path.relative_to(self.root).as_posix()
                 advance()
         if unused:  # all of them, often enough: people publish a record without its images
-            warn_unused(f"{name}/: {len(unused):,} of {len(images):,} images are not used: {unused}", self.notes)
+            warn_unused(Path(name), f"{len(unused):,} of {len(images):,} images are not used: {unused}", self.notes)
         if files:
             self.written[name] = files
         return paths

@@ -137,12 +137,17 @@ class Listing:
         if not used:
             raise ImageError(f"{self.shown}: no " + (f"usable images in it: {unused}" if unused else "images in it"))
         if unused:
-            text = f"{len(unused):,} of {len(used) + len(unused):,} entries are not used: {unused}"
-            warnings.warn(f"{self.shown}: {text}", UnusedFiles, stacklevel=2)
-            if notes is not None:  # for a report, which need not tell where things lie on this machine
-                notes.append(f"{one_line(self.where.absolute().name, 60)}: {text}")
+            total = len(used) + len(unused)
+            warn_unused(self.where, f"{len(unused):,} of {total:,} entries are not used: {unused}", notes)
         labels = torch.tensor([numbers[self.labels[row]] for row in used])
         return Pool(images[: len(used)], labels, tuple(one_line(self.paths[row]) for row in used))
+
+
+def warn_unused(where: Path, text: str, notes: list[str] | None) -> None:
+    """Warn of files that are not used; note it for a report, which need not tell where things lie on this machine."""
+    warnings.warn(f"{one_line(where, 100)}: {text}", UnusedFiles, stacklevel=3)
+    if notes is not None:
+        notes.append(f"{one_line(where.absolute().name, 60)}: {text}")
 
 
 def label_number(name: str | None, classes: Sequence[str], where: str) -> int:
