@@ -11,7 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from bdaudit.attacks.base import Implanted
 from bdaudit.inputs.classifier import Classifier
+from bdaudit.inputs.datasets import Dataset
 from bdaudit.inputs.folders import write_png
 from bdaudit.inputs.pool import Pool
 
@@ -25,6 +27,18 @@ class Split:
     pool: Pool
     true_labels: Tensor
     triggered: Tensor
+
+
+@dataclass(frozen=True)
+class Made:
+    """A record, the data folder that it was made from, and the truth about both."""
+
+    record: Path
+    data: Path
+    dataset: Dataset
+    model: Classifier
+    implanted: Implanted
+    test: Split
 
 
 def write_record(

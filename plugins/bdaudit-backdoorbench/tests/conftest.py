@@ -7,33 +7,19 @@ import os
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import shutil
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import torch
-from backdoorbench_records import Split, write_record
+from backdoorbench_records import Made, Split, write_record
 
 from bdaudit import plugins
-from bdaudit.attacks.base import Implanted
 from bdaudit.flow.implant import default_recipe
 from bdaudit.inputs.architectures import complete, fresh, parse
-from bdaudit.inputs.classifier import Classifier, Preprocessing
-from bdaudit.inputs.datasets import Dataset, load_dataset
+from bdaudit.inputs.classifier import Preprocessing
+from bdaudit.inputs.datasets import load_dataset
 from bdaudit.inputs.folders import write_folder
 from bdaudit.runtime import generator
-
-
-@dataclass(frozen=True)
-class Made:
-    """A record, the data folder that it was made from, and the truth about both."""
-
-    record: Path
-    data: Path
-    dataset: Dataset
-    model: Classifier
-    implanted: Implanted
-    test: Split
 
 
 @pytest.fixture(scope="session")

@@ -14,9 +14,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from backdoorbench_records import Split, edit, write_record
+from backdoorbench_records import Made, Split, edit, write_record
 from bdaudit_backdoorbench import BackdoorBench
-from conftest import Made
 
 from bdaudit import plugins
 from bdaudit.cli.main import _run
@@ -248,7 +247,7 @@ class TestImporting:
     ) -> None:
         edit(record, lambda d: d.update(clean_data="homemade"))
         assert call("import", record, "--data", made.data, "--out", tmp_path / "imported") == 0
-        assert "fits the clean images best" in capsys.readouterr().err
+        assert "clean images best" in capsys.readouterr().err
         assert set(torch.load(tmp_path / "imported" / "model.pt", weights_only=True)) == set(
             made.model.body.state_dict()
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Container, Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import chain, count
 from pathlib import Path
 from typing import Any
@@ -120,9 +120,7 @@ def read_result(path: Path) -> Result:
     try:
         fields = plain_dict(open_checkpoint(path, numpy=True).document, "it")
         weights = weights_in({"model": plain_dict(fields.get("model"), "its 'model'")}, path)
-        resized = all(name.startswith(RESIZED) for name in weights.state)
-        if resized:
-            weights = replace(weights, state={n.removeprefix(RESIZED): t for n, t in weights.state.items()})
+        resized = weights.prefix.endswith(RESIZED)
         match = _match(weights)
         # Early versions of some defenses save no number of classes.
         known = fields.get("num_classes", match and match.num_classes)
