@@ -307,8 +307,8 @@ class TestDamage:
         Image.new("L", (8, 8)).save(files[5])
         assert call("import", record, "--out", tmp_path / "imported", "--json") == 0
         printed = capsys.readouterr()
-        [line] = [line for line in printed.err.splitlines() if "test_triggered/" in line]
-        assert line.startswith("warning: test_triggered/: 6 of 454 images are not used: ")
+        [line] = [line for line in printed.err.splitlines() if "test_triggered:" in line]
+        assert line.startswith("warning: test_triggered: 6 of 454 images are not used: ")
         for reason in ("no such file", "a link", "not an image", "not a file", "of another size than the record says"):
             assert reason in line
         assert json.loads(printed.out)["images"]["test_triggered"] == 448
