@@ -4,7 +4,7 @@
 
 Each line is its own process, so that its peak of memory is its own: resident memory above what Python, torch and
 bdaudit took before. It reads the images and shuffles them once, as everything that uses them does. `in memory` has a
-limit that nothing reaches; `on disk` one of 4 MiB, so that both pools lie in scratch files.
+limit that nothing reaches; `on disk` one of nothing, so that both pools lie in scratch files.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from bdaudit.inputs.pool import Pool
 from bdaudit.inputs.sources import open_source
 from bdaudit.runtime import generator
 
-LIMITS = {"in memory": "1024G", "on disk": "4M"}
+LIMITS = {"in memory": "1024G", "on disk": "0"}
 
 
 def main() -> None:
