@@ -174,7 +174,7 @@ class Case:
         self.old: dict[str, Any] = {}
         self.new: dict[str, Any] = {}
         self.seconds: dict[str, float] = {}
-        self.folder.mkdir()
+        self.folder.mkdir(parents=True)
         write_folder(load_dataset("digits").train.first(IMAGES), folder / "data")
         victim = Command(f"attack badnets {SMALL} --with-reference --out {{case}}/run --seed 0 --quiet", "run")
         self._complete(victim.line(self.folder, 1), "attack")

@@ -149,9 +149,11 @@ def _as_typed(value: object, option: click.Option, where: str) -> object:
 
 
 def _word(value: object, where: str) -> str:
-    if not isinstance(value, str | int | float) or len(one_line(value, 1001)) > 1000:
+    word = value if isinstance(value, str) else one_line(value, 1001)
+    # No argument of a command line can hold a null byte.
+    if not isinstance(value, str | int | float) or len(word) > 1000 or "\0" in word:
         raise InputError(f"{where}: expected a number or a short text, got {one_line(value, 40)}")
-    return one_line(value, 1001) if not isinstance(value, str) else value
+    return word
 
 
 def common(function: F) -> F:

@@ -52,7 +52,6 @@ class Watch:
 
     folder: str = ""
     on: bool = False
-    importing: int = 0
     seen: list[str] = field(default_factory=list)
 
     def hook(self, event: str, arguments: tuple[object, ...]) -> None:
@@ -61,9 +60,9 @@ class Watch:
         if event in _RUNS_EXACTLY or event.startswith(_RUNS):
             if not (event == "marshal.loads" and _importing()):
                 self.seen.append(f"{event} {str(arguments)[:200]}")
-        elif event in ("exec", "compile"):
+        elif event == "exec":  # to compile runs nothing: numpy reads literals so
             code = arguments[0]
-            name = code.co_filename if isinstance(code, CodeType) else str(arguments[-1])
+            name = code.co_filename if isinstance(code, CodeType) else "?"
             if not name.startswith(_OURS) and not name.startswith("<frozen") and not _importing():
                 self.seen.append(f"{event} {name}")
         elif event == "open" and not isinstance(arguments[0], int):

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
+import numpy as np
 import torch
 import torchvision  # noqa: F401 - imported late where no other architecture fits
 from PIL import Image
@@ -23,13 +24,14 @@ from safetensors.torch import save as safetensors_bytes
 from bdaudit import api
 from bdaudit.attacks.triggers import patch, save_trigger
 from bdaudit.cli.main import _run
-from bdaudit.errors import CheckpointError
+from bdaudit.errors import CheckpointError, UnusedFiles
 from bdaudit.flow.run import RECORD, open_run
 from bdaudit.inputs import checkpoint_read, unpack
 from bdaudit.inputs.architectures import build
 from bdaudit.inputs.checkpoint import read_checkpoint
 from bdaudit.inputs.folders import read_folder
 from bdaudit.inputs.jail import JailError
+from bdaudit.inputs.sources import open_source
 from bdaudit.inputs.unpickle import Refused
 from bdaudit.report.schema import Exhibit, Finding, Granted, Policy, Report
 
@@ -211,8 +213,46 @@ def read_images(folder: Path) -> None:
     """A pool, as --clean, --malicious and --train read it."""
     (folder / "images").mkdir(exist_ok=True)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # one, with a count of the files that are not used
+        warnings.simplefilter("ignore", UnusedFiles)  # one, with a count of the files that are not used
         read_folder(folder / "images", classes=CLASSES, shape=(3, 8, 8))
+
+
+@functools.cache
+def tables() -> dict[str, Files]:
+    """Sound .npz and .csv files."""
+    pixels = np.arange(4 * 8 * 8, dtype=np.uint8).reshape(4, 8, 8)
+    found: dict[str, Files] = {}
+    for name, save in (("plain", np.savez), ("small", np.savez_compressed)):
+        buffer = io.BytesIO()
+        save(buffer, images=pixels, labels=np.array([0, 1, 2, -1]), classes=np.array(CLASSES))
+        found[name] = {"pool.npz": buffer.getvalue()}
+    found["index"] = {"pool.csv": b'path,label\na.png,0\n"c.png",cat\nb.png,\n', **images()}
+    return found
+
+
+def damaged_table(rng: random.Random) -> Files:
+    """An .npz file or a .csv index, damaged in the way of its format."""
+    files = dict(tables()[rng.choice(sorted(tables()))])
+    if "pool.npz" in files:
+        return {"pool.npz": mutate.zipped(files["pool.npz"], rng)}
+    lines = files["pool.csv"].split(b"\n")
+    for _ in range(rng.choice((1, 2))):
+        path, label = (rng.choice(mutate.WORDS).encode("utf-8", "surrogatepass") for _ in range(2))
+        lines.insert(
+            rng.randrange(len(lines)),
+            rng.choice((path + b"," + label, path, b'"' + path, b"a.png," * 9, b"," * 70_000)),
+        )
+    return files | {"pool.csv": mutate.data(b"\n".join(lines), rng) if rng.random() < 0.3 else b"\n".join(lines)}
+
+
+def read_table(folder: Path) -> None:
+    """A pool from a file, as --data, --clean and the like read it."""
+    (path,) = folder.glob("pool.*")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UnusedFiles)
+        source = open_source(path)
+        source.shape(), source.sizes(3)
+        source.read(classes=source.classes() or CLASSES, shape=(3, 8, 8))
 
 
 # bdaudit.toml, policies
@@ -356,7 +396,7 @@ def damaged_run(rng: random.Random) -> Files:
 def use_run(folder: Path) -> None:
     """A run folder as --attack opens it: record, trigger, a pool, the trigger on the pool."""
     with no_child(), warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)
+        warnings.simplefilter("ignore", UnusedFiles)
         run = open_run(folder)
         run.trigger.on(run.pool("clean"))
 
@@ -367,6 +407,7 @@ TARGETS: dict[str, Target] = {
     ),
     "checkpoint": Target(damaged_checkpoint, load, lambda: [{"model.pt": c} for c in checkpoints().values()], share=2, cheap=200),
     "images": Target(image_folder, read_images, lambda: [{f"images/0/{n}": c} for n, c in images().items()], share=3, cheap=250),
+    "tables": Target(damaged_table, read_table, lambda: list(tables().values()), share=2, cheap=250),
     "configuration": Target(configuration, configured, lambda: [{"bdaudit.toml": b"seed = 5\n", "which": b"beside"}], cheap=150),
     "policy": Target(
         policy, lambda folder: api.load_policy(folder / "policy.toml"), lambda: [{"policy.toml": b"max_o_asr = 0.5\n"}], cheap=200
