@@ -87,7 +87,8 @@ def describe(file: IO[bytes], size: int, *, numpy: bool = False) -> Description:
 
 def _zip(file: IO[bytes], size: int, numpy: bool) -> Description:
     try:
-        entries = zipfile.ZipFile(file).infolist()
+        archive = zipfile.ZipFile(file)
+        entries = archive.infolist()
     except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError, struct.error) as e:
         raise Refused("is truncated or damaged") from e
     names = [entry.filename.partition("/")[2] for entry in entries]
@@ -97,6 +98,9 @@ def _zip(file: IO[bytes], size: int, numpy: bool) -> Description:
         raise Refused(f"is an exported program (.pt2), not a file of weights; {_SAVE}")
     if "data.pkl" not in names:
         raise Refused("is a zip archive that torch.save did not write")
+    # zipfile looks for the archive within the file, torch's own reader counts from the file's start.
+    if archive.start_dir != _directory(file):
+        raise Refused("has bytes before its archive or a comment behind it, which torch.save never writes: refused")
     # torch.save never compresses. A small file that unpacks into memory without end does.
     if any(entry.compress_type or entry.file_size != entry.compress_size for entry in entries):
         raise Refused("is compressed, which torch.save never does: refused")
@@ -120,6 +124,18 @@ def _zip(file: IO[bytes], size: int, numpy: bool) -> Description:
             raise Refused("is truncated or damaged: a tensor's data is missing or of another size")
         places[key] = place
     return Description("torch", document, places)
+
+
+def _directory(file: IO[bytes]) -> int:
+    """Where the last bytes of an archive say that its directory begins; -1 where they say nothing."""
+    file.seek(-min(98, file.seek(0, io.SEEK_END)), io.SEEK_END)
+    tail = file.read()
+    if tail[-22:-18] != b"PK\x05\x06":
+        return -1
+    offset: int = struct.unpack("<I", tail[-6:-2])[0]
+    if offset == 0xFFFFFFFF and tail[:4] == b"PK\x06\x06":
+        offset = struct.unpack("<Q", tail[48:56])[0]
+    return offset
 
 
 def _place(file: IO[bytes], size: int, entry: zipfile.ZipInfo) -> tuple[int, int]:
