@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
 from bdaudit.report.html import png
 from bdaudit.report.pictures import GAP, LABEL, contact_sheet, encode, triptych, write_preview
@@ -49,3 +49,20 @@ def test_triptych_can_be_embedded(tmp_path: Path) -> None:
     write_preview(images, images, tmp_path / "preview.png")
     for picture in (text, encode(tmp_path / "preview.png")):
         assert png(picture) is not None
+
+
+def test_a_strangers_picture_is_its_pixels_and_nothing_else(tmp_path: Path) -> None:
+    """A report is handed on: no private file behind a link, nothing hidden in a picture, comes along."""
+    sound = tmp_path / "a.png"
+    info = PngImagePlugin.PngInfo()
+    info.add_text("secret", "text")
+    Image.radial_gradient("L").resize((8, 8)).save(sound, pnginfo=info)
+    sound.write_bytes(sound.read_bytes() + b"secret behind it")
+    raw = base64.b64decode(encode(sound))
+    assert b"secret" not in raw
+    assert Image.open(io.BytesIO(raw)).size == (8, 8)
+    (tmp_path / "link.png").symlink_to(sound)
+    (tmp_path / "text.png").write_text("private")
+    Image.new("1", (5000, 5000)).save(tmp_path / "large.png")
+    for name in ("link.png", "text.png", "large.png", "missing.png"):
+        assert encode(tmp_path / name) == ""
