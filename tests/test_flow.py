@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -252,7 +253,7 @@ def test_the_exact_reference_is_made_where_the_trigger_is_known(run: Run, tmp_pa
     for name in ("attack.json", "trigger.safetensors", "model.pt"):
         (tmp_path / name).write_bytes((run.folder / name).read_bytes())
     for name in ("clean", "reserve", "test", "flagged"):
-        (tmp_path / name).symlink_to(run.folder / name)
+        shutil.copytree(run.folder / name, tmp_path / name)
     report = api.audit(
         tmp_path / "model.pt", defense="ft", run=tmp_path, probes=["retune"], options={"retune.draws": 1}, device="cpu"
     )

@@ -132,13 +132,19 @@ def test_a_file_that_bdaudit_wrote_asks_for_arch(
 
 @pytest.mark.parametrize("where", ["", "[{command}]\n"])
 @pytest.mark.parametrize(
-    "value", ['"models.py:make_model"', '"./models.py:make_model:width=8"', '["models.py:make_model"]']
+    ("value", "message"),
+    [
+        ('"models.py:make_model"', "'arch' names Python code"),
+        ('"./models.py:make_model:width=8"', "'arch' names Python code"),
+        ('["models.py:make_model"]', "arch: expected a number or a short text"),
+    ],
 )
 @pytest.mark.parametrize("command", ["purify", "audit"])
 def test_a_configuration_beside_the_model_cannot_name_code(
     command: str,
     where: str,
     value: str,
+    message: str,
     case: Path,
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
@@ -148,7 +154,7 @@ def test_a_configuration_beside_the_model_cannot_name_code(
     before = snapshot(case)
     assert call(command, "model.pt", "--defense", "ft", "--malicious", "flagged") == 2
     printed = capsys.readouterr().err
-    assert "'arch' names Python code" in printed
+    assert message in printed
     assert printed.count("\n") == 1
     assert snapshot(case) == before
 
