@@ -1,6 +1,6 @@
 """Kill every writing command with SIGKILL at random moments, and look at what is left.
 
-    python -m benchmarks.kill --times 200 --seed 0 --json FILE [--command demo attack purify audit report]
+    python -m benchmarks.kill --times 200 --seed 0 --json FILE [--command demo attack purify audit import report]
 
 Each command runs on real digits with a few epochs, in a child forked from a process that has already imported
 everything (what is spared is the import, during which nothing is written). Its moment is drawn uniformly from the
@@ -32,6 +32,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from bdaudit import api
 from bdaudit.cli.main import _run
 from bdaudit.errors import BdauditError
@@ -40,7 +42,7 @@ from bdaudit.flow.run import RECORD, open_run
 from bdaudit.inputs.checkpoint import read_checkpoint
 from bdaudit.inputs.datasets import load_dataset
 from bdaudit.inputs.folders import write_folder
-from bdaudit.plugins import registry
+from bdaudit.plugins import Found, Origin, registry
 from bdaudit.report.schema import read_report
 
 PR_SET_CHILD_SUBREAPER = 36
@@ -67,6 +69,7 @@ class Command:
         return [word.format(case=case, seed=seed, form=form) for word in self.arguments.split()]
 
 
+PLUGIN = Path(__file__).parents[1] / "plugins" / "bdaudit-backdoorbench"
 IMAGES = 300
 SMALL = "--data {case}/../data --images 150 --clean-size 30 --epochs 1 -o rate=0.3 --arch small_cnn:width=4"
 COMMANDS = {
@@ -80,6 +83,9 @@ COMMANDS = {
         f"--seed {{seed}} --quiet {' '.join(QUICK)}",
         "audit",
     ),
+    "import": Command(
+        "import {case}/../record-{seed} --data {case}/../data --out {case}/imported --seed {seed} --quiet", "imported"
+    ),
     "report": Command("report {case}/report.json --format {form} --out {case}/r.out", "r.out"),
 }
 
@@ -91,6 +97,31 @@ def short_demo(data: Path) -> None:
     api.choose = lambda defense, probes, options: choose(defense, probes, {"epochs": "1", **PROBES, **(options or {})})
     api.load_dataset = lambda name, **_: replace(load(str(data)), arch="small_cnn:width=4")
     api.Sizes = lambda **_: Sizes(train=150, clean=30)
+
+
+def add_importer() -> None:
+    """Let `import` read BackdoorBench's records, from the plugin's source instead of an installed one."""
+    sys.path += [str(PLUGIN / "src"), str(PLUGIN / "tests")]
+    cls = import_module("bdaudit_backdoorbench").BackdoorBench
+    registry().found["importer", cls.name] = Found(cls, Origin("bdaudit-backdoorbench", "source", cls.__module__))
+
+
+def write_records(folder: Path, run: Path) -> None:
+    """Write record-1 and record-2, of the same run with other rows triggered."""
+    records = import_module("backdoorbench_records")
+    train, model, trigger = (
+        load_dataset(str(folder / "data")).train,
+        read_checkpoint(run / "model.pt"),
+        open_run(run).trigger,
+    )
+    for seed in (1, 2):
+        triggered = torch.arange(len(train)) % 9 == seed
+        split = records.Split(
+            train.map(trigger, triggered).labelled(train.labels * ~triggered), train.labels, triggered
+        )
+        records.write_record(
+            folder / f"record-{seed}", model=model.classifier(), train=split, test=None, dataset="digits"
+        )
 
 
 def start(arguments: list[str], log: Path, prepare: Callable[[], None]) -> int:
@@ -182,6 +213,8 @@ class Case:
         self._complete(audit, "audit")
         shutil.move(self.folder / "audit" / "report.json", self.folder / "report.json")
         shutil.rmtree(self.folder / "audit")
+        if "import" in names:
+            write_records(folder, self.folder / "run")
         self.given = self.names()
         for name in names:
             command, target = COMMANDS[name], self.folder / COMMANDS[name].target
@@ -302,7 +335,7 @@ def main() -> int:
     parser.add_argument("--command", nargs="+", choices=COMMANDS, default=list(COMMANDS))
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
-    registry()  # imports the plugins before any fork
+    add_importer()  # which imports the plugins, before any fork
     begun = time.monotonic()
     with workplace() as folder:
         case = Case(folder, args.command)
