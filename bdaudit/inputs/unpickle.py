@@ -186,6 +186,8 @@ def _typed_tensor(
     if not isinstance(storage, Storage) or type(offset) is not int or not 0 <= offset <= MAX_COUNT:
         raise Refused("is damaged: a tensor without a sound storage")
     name = dtype.name if isinstance(dtype, Named) else storage.dtype
+    if metadata:  # torch would set bits by it: the same bytes then read as their negatives
+        raise Refused("holds a tensor that is negated or conjugated when it is read, which no model needs: refused")
     if name is None or not isinstance(shape, tuple) or not isinstance(stride, tuple) or len(shape) != len(stride):
         raise Refused("is damaged: a tensor without a sound type or shape")
     empty = _count(shape) == 0

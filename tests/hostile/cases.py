@@ -126,10 +126,10 @@ def legacy(at: int) -> Callable[[Path], object]:
     return make
 
 
-def tensor(numel: int, offset: str, shape: str, stride: str, key: str = "0") -> bytes:
-    """A pickled state dict with one tensor, in words: shapes as opcodes of a tuple."""
+def tensor(numel: int, offset: str, shape: str, stride: str, key: str = "0", more: str = "") -> bytes:
+    """A pickled state dict with one tensor, in words: shapes and what more is given as opcodes of a tuple."""
     storage = f"(X\x07\x00\x00\x00storagectorch\nFloatStorage\nX\x01\x00\x00\x00{key}X\x03\x00\x00\x00cpuI{numel}\ntQ"
-    call = f"ctorch._utils\n_rebuild_tensor_v2\n({storage}I{offset}\n({shape}t({stride}tI00\nccollections\nOrderedDict\n)RtR"
+    call = f"ctorch._utils\n_rebuild_tensor_v2\n({storage}I{offset}\n({shape}t({stride}tI00\nccollections\nOrderedDict\n)R{more}tR"
     return f"\x80\x02}}X\x01\x00\x00\x00w{call}s.".encode("latin-1")
 
 
@@ -313,6 +313,7 @@ CASES = [
     Case("tensor: a thousand dimensions", write(archive(tensor(1, "0", ints(1) * 1000, ints(1) * 1000), {"0": bytes(4)})), "absurd shape"),
     Case("tensor: key out of the archive", write(archive(tensor(1, "0", ints(1), ints(1), "/"), {"0": bytes(4)})), "missing"),
     Case("tensor: short data", write(archive(tensor(4, "0", ints(4), ints(1)), {"0": bytes(8)})), "missing or of another size"),
+    Case("tensor: negated when read", write(archive(tensor(1, "0", ints(1), ints(1), more="}X\x03\0\0\0neg\x88s"), {"0": bytes(4)})), "negated or conjugated"),
     # Archives
     Case("zip: two pickles of one name", entries_and(("ROOT/data.pkl", b"\x80\x04N.")), "entries of one name"),
     Case("zip: two pickles but for case", entries_and(("ROOT/DATA.PKL", b"\x80\x04N.")), "entries of one name"),
