@@ -98,6 +98,11 @@ def _zip(file: IO[bytes], size: int, numpy: bool) -> Description:
         raise Refused(f"is an exported program (.pt2), not a file of weights; {_SAVE}")
     if "data.pkl" not in names:
         raise Refused("is a zip archive that torch.save did not write")
+    # torch's own reader takes names as they are written: no end at a NUL, no second name in an extra field.
+    if any(entry.filename != entry.orig_filename for entry in entries) or not all(map(str.isascii, names)):
+        raise Refused("holds an entry with an odd name, which torch.save never writes: refused")
+    if any(_large_fields(entry) > 1 for entry in entries):
+        raise Refused("gives an entry's place twice, which torch.save never does: refused")
     # zipfile looks for the archive within the file, torch's own reader counts from the file's start.
     if archive.start_dir != _directory(file):
         raise Refused("has bytes before its archive or a comment behind it, which torch.save never writes: refused")
@@ -112,6 +117,8 @@ def _zip(file: IO[bytes], size: int, numpy: bool) -> Description:
         or len({entry.filename.partition("/")[0] for entry in entries}) != 1
     ):
         raise Refused("holds several archives or entries of one name, which torch.save never writes: refused")
+    if any(name != "byteorder" == name.casefold() for name in names):  # by which torch would turn every number around
+        raise Refused("holds an entry in capitals, which torch.save never writes: refused")
     found = {name: _place(file, size, entry) for name, entry in zip(names, entries, strict=True)}
     if "byteorder" in found and _bytes(file, found["byteorder"], 16) != b"little":
         raise Refused("was written on a machine of another byte order; save it again on this one")
@@ -133,9 +140,22 @@ def _directory(file: IO[bytes]) -> int:
     if tail[-22:-18] != b"PK\x05\x06":
         return -1
     offset: int = struct.unpack("<I", tail[-6:-2])[0]
-    if offset == 0xFFFFFFFF and tail[:4] == b"PK\x06\x06":
+    if tail[-42:-38] == b"PK\x06\x07":
+        # zipfile takes the large record that stands here, torch's own reader the one that is pointed to.
+        if tail[:4] != b"PK\x06\x06" or struct.unpack("<Q", tail[-34:-26])[0] != file.tell() - len(tail):
+            return -1
         offset = struct.unpack("<Q", tail[48:56])[0]
     return offset
+
+
+def _large_fields(entry: zipfile.ZipInfo) -> int:
+    """How many extra fields give an entry's sizes and place; readers differ in which of two they believe."""
+    extra, count = entry.extra, 0
+    while len(extra) >= 4:
+        kind, length = struct.unpack("<HH", extra[:4])
+        count += kind == 1
+        extra = extra[4 + length :]
+    return count
 
 
 def _place(file: IO[bytes], size: int, entry: zipfile.ZipInfo) -> tuple[int, int]:
@@ -195,6 +215,7 @@ class _Counted:
         self._file = file
         self._left = MAX_PICKLE
         self.seen = bytearray()
+        self.asked = 0
 
     def read(self, n: int = -1) -> bytes:
         return self._taken(self._file.read(self._allowed(n)))

@@ -181,6 +181,27 @@ def patched(at: int, value: bytes, mark: bytes = b"PK\x01\x02") -> Callable[[Pat
     return make
 
 
+def two_directories(folder: Path) -> None:
+    """Two models in one archive: a large record at its end lists one, its locator points to a record of the other's."""
+    first, second = (archive(tensor(1, "0", ints(1), ints(1)), {"0": value}) for value in (bytes(4), b"\0\0\0@"))
+
+    def record(raw: bytes, at: int) -> bytes:
+        count, size, start = struct.unpack("<HII", raw[-12:-2])
+        return struct.pack("<4sQHHIIQQQQ", b"PK\x06\x06", 44, 45, 45, 0, 0, count, count, size, start + at)
+
+    # The second one's entries lie elsewhere now, but it is to be refused before they are looked for.
+    body = first[:-22] + (other := record(first, 0)) + second[:-22]
+    body += record(second, len(first) - 22 + len(other)) + struct.pack("<4sIQI", b"PK\x06\x07", 0, len(first) - 22, 1)
+    (folder / "model.pt").write_bytes(body + b"PK\x05\x06" + bytes(4) + b"\xff" * 12 + bytes(2))
+
+
+def placed_twice(new: zipfile.ZipFile, entries: list[tuple[str, bytes]]) -> None:
+    for name, content in entries:
+        info = zipfile.ZipInfo(name)
+        info.extra = struct.pack("<HHQ", 1, 8, 0) * 2
+        new.writestr(info, content)
+
+
 def compressed(new: zipfile.ZipFile, entries: list[tuple[str, bytes]]) -> None:
     for name, content in entries:
         new.writestr(name, content, zipfile.ZIP_DEFLATED)
@@ -322,6 +343,12 @@ CASES = [
     Case("zip: an absolute name", entries_and(("/tmp/pwned", b"x")), "several archives"),
     Case("zip: bytes before it", lambda f: (f / "model.pt").write_bytes(b"#!/bin/sh\ntouch pwned\n" + checkpoints()["own"]), "neither"),
     Case("zip: a zip before it", lambda f: (f / "model.pt").write_bytes(archive(b"\x80\x04N.") + checkpoints()["own"]), "bytes before its archive"),
+    Case("zip: two directories", two_directories, "bytes before its archive"),
+    Case("zip: a place given twice", rewritten(placed_twice), "place twice"),
+    Case("zip: a name that ends at a NUL", write(archive(b"\x80\x04N.", **{"byteorder@": b"big"}).replace(b"order@", b"order\0")), "odd name"),
+    Case("zip: a name beyond ASCII", entries_and(("ROOT/data/\xe9", b"x")), "odd name"),
+    Case("zip: a byte order but for case", rewritten(lambda new, entries: [
+        new.writestr(n.replace("byteorder", "ByteOrder"), b"big" if "byteorder" in n else c) for n, c in entries]), "in capitals"),
     Case("zip: compressed", rewritten(compressed), "is compressed"),
     Case("zip: encrypted", patched(8, b"\x01\x00"), "truncated or damaged|encrypted"),
     Case("zip: encrypted, says the local header", patched(6, b"\x01\x00", b"PK\x03\x04"), "USED", code=0),
