@@ -11,6 +11,7 @@ import io
 import json
 import pickletools
 import struct
+import tarfile
 import zipfile
 from collections import OrderedDict
 from dataclasses import dataclass, field
@@ -73,13 +74,29 @@ def describe(file: IO[bytes], size: int, *, numpy: bool = False) -> Description:
 
     numpy: also accept numpy's numbers and arrays of them, which torch's own loader refuses.
     """
-    start = file.read(9)
+    start = file.read(512)
     file.seek(0)
+    headed = start[8:9] == b"{" and int.from_bytes(start[:8], "little") < 1 << 34
     if start.startswith(b"PK\x03\x04"):
+        if headed:  # a length of 67 MB, to the library that reads safetensors
+            raise Refused("is a zip archive and a safetensors file at once: refused")
         return _zip(file, size, numpy)
-    if start[8:] == b"{" and int.from_bytes(start[:8], "little") < 1 << 34:
+    # torch.load looks for a tar archive next, and for safetensors never.
+    if _is_tar(start):
+        raise Refused("is a tar archive, as torch wrote in its first months, and maybe something else at once: refused")
+    if headed:
+        if _is_pickle(file, size):
+            raise Refused("is a pickle and a safetensors file at once: refused")
         return _safetensors(file, size)
     return _legacy(file, size, numpy)
+
+
+def _is_tar(start: bytes) -> bool:
+    try:
+        tarfile.TarInfo.frombuf(start, "utf-8", "surrogateescape")
+    except (tarfile.TarError, ValueError):
+        return False
+    return True
 
 
 # torch.save, since PyTorch 1.6: a zip archive that stores one pickle and every storage as they are
@@ -226,6 +243,7 @@ class _Counted:
     def _allowed(self, n: int) -> int:
         if self._left <= 0:
             raise Refused("holds more besides its weights than any model needs")
+        self.asked = max(self.asked, n)
         return self._left if n < 0 else min(n, self._left)
 
     def _taken(self, data: bytes) -> bytes:
@@ -278,6 +296,19 @@ def _legacy(file: IO[bytes], size: int, numpy: bool) -> Description:
         places[key] = (at + 8, storage.size)
         at += 8 + storage.size
     return Description("torch", document, places)
+
+
+def _is_pickle(file: IO[bytes], size: int) -> bool:
+    """Whether torch.load might find a pickle where a safetensors file begins, with its length and a brace."""
+    stream = _Counted(file)
+    try:
+        magic, _ = _unpickle(stream, True, b"")
+    except Refused as e:
+        # What is damaged is none; what is refused was understood, and what asks for much could go on behind it.
+        return e.__cause__ is None or isinstance(e.__cause__, Foreign) or MAX_PICKLE < stream.asked < size
+    finally:
+        file.seek(0)
+    return magic == _MAGIC
 
 
 def _ends_as_pickle(data: bytes) -> bool:

@@ -233,6 +233,22 @@ def row(dtype: str = "F32", shape: object = (1,), offsets: object = (0, 4)) -> d
     return {"dtype": dtype, "shape": shape, "data_offsets": offsets}
 
 
+def pickled_too(folder: Path) -> None:
+    """A safetensors file whose length says UNICODE to an unpickler: its line ends before the header's last brace."""
+    parts = (0x1950A86A20F9469CFC6C, 1001, {"little_endian": True}, {}, [])
+    body = b"".join(pickle.dumps(part, 2) for part in parts)[2:]
+    head = json.dumps({"w": row("U8", (len(body),), (0, len(body)))}).encode()[:-1]
+    safetensors(head.ljust(0x154) + b"\n}", body)(folder)
+
+
+def tar_too(folder: Path) -> None:
+    """A legacy file whose first 512 bytes are the header of a tar archive, as torch.load looks for first."""
+    head = bytearray(b"\x80\x02X" + struct.pack("<I", 512 - 7) + bytes(512 - 7))
+    head[148:156] = b"%06o\0 " % (sum(head) + 8 * ord(" "))
+    parts = (0x1950A86A20F9469CFC6C, 1001, {"little_endian": True}, {}, [])
+    (folder / "model.pt").write_bytes(head + b"".join(pickle.dumps(part, 2) for part in parts)[2:])
+
+
 # Images: the bad one stands among the clean ones, whose class is 0
 
 
@@ -377,6 +393,9 @@ CASES = [
     Case("safetensors: overflowing shape", safetensors({"w": row(shape=(1 << 62, 4))}, bytes(4)), "unsound"),
     Case("safetensors: offsets that run backwards", safetensors({"w": row(offsets=(4, 0))}, bytes(4)), "unsound"),
     Case("safetensors: one name twice", safetensors(b'{"w":1,"w":1}'), "stands there twice"),
+    Case("safetensors: a pickle too", pickled_too, "is a pickle and a safetensors file at once"),
+    Case("safetensors: a zip too", write(b"PK\x03\x04\0\0\0\0{" + bytes(100)), "is a zip archive and a safetensors file at once"),
+    Case("legacy: a tar too", tar_too, "is a tar archive"),
     Case("safetensors: nested without end", safetensors(b'{"w":' + DEEP.encode()), "damaged safetensors"),
     Case("safetensors: NaN in the header", safetensors(b'{"w":NaN}'), "no number"),
     Case("safetensors: metadata that is no text", safetensors({"__metadata__": {"a": 1}}), "metadata is not text"),
