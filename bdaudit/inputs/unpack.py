@@ -35,6 +35,8 @@ from bdaudit.inputs.unpickle import (
 MAX_PICKLE = 64 << 20
 MAX_HEADER = 32 << 20
 MAX_NODES = 2_000_000
+MAX_DEPTH = 100
+"""Of containers in containers: what lies deeper could be read and not be written back."""
 _MAX_INT_BITS = 1024
 _SAVE = "save model.state_dict() instead"
 _MAGIC, _PROTOCOL = 0x1950A86A20F9469CFC6C, 1001
@@ -329,6 +331,7 @@ def _safetensors(file: IO[bytes], size: int) -> Description:
         raise Refused("is a truncated or damaged safetensors file (its header is longer than the file, or than 32 MiB)")
     try:
         header = json.loads(file.read(length), object_pairs_hook=_unique, parse_constant=_no_constant)
+        json.dumps(header, ensure_ascii=False).encode()  # half a surrogate pair can be written as JSON, and not as text
     except (ValueError, RecursionError) as e:
         raise Refused(f"is a truncated or damaged safetensors file ({str(e)[:80]})") from e
     if not isinstance(header, dict):
@@ -410,6 +413,8 @@ class _Nodes:
                 continue
             if id(value) in open_:
                 raise Refused("holds a container that contains itself")
+            if len(open_) == MAX_DEPTH:
+                raise Refused(f"holds containers nested more than {MAX_DEPTH} deep")
             open_.add(id(value))
             todo.append((value, True))
             todo.extend((part, False) for part in _inside(value))

@@ -215,6 +215,16 @@ def saved(document: object) -> Callable[[Path], object]:
     return lambda folder: torch.save(document, folder / "model.pt")
 
 
+def deep_beside(folder: Path) -> None:
+    """Sound weights beside what can be read without recursion, and not be pickled again without it."""
+    with zipfile.ZipFile(io.BytesIO(checkpoints()["plain"])) as old:
+        entries = {e.filename.partition("/")[2]: old.read(e) for e in old.infolist()}
+    weights = entries.pop("data.pkl")[2:-1]  # without PROTO and STOP
+    deep = b"]" * 2000 + b"a" * 1999
+    pickled = b"\x80\x02}" + b"X\x05\0\0\0model" + weights + b"sX\x04\0\0\0deep" + deep + b"s."
+    (folder / "model.pt").write_bytes(archive(pickled, **entries))
+
+
 def spoiled(value: float) -> Callable[[Path], object]:
     def make(folder: Path) -> None:
         state = torch.load(io.BytesIO(checkpoints()["plain"]), weights_only=True)
@@ -335,8 +345,8 @@ CASES = [
     Case("bomb: BYTEARRAY8", write(archive(b"\x80\x05\x96" + (1 << 45).to_bytes(8, "little") + b"x.")), "refused|damaged|MiB"),
     Case("bomb: FRAME", write(archive(b"\x80\x04\x95" + (1 << 62).to_bytes(8, "little") + b".")), "damaged"),
     Case("bomb: memo index", write(archive(b"\x80\x04Nr\xff\xff\xff\x7f.")), "MiB|damaged"),
-    Case("bomb: lists in lists", write(archive(b"\x80\x04" + b"]" * 50_000 + b"a" * 49_999 + b".")), "holds a list"),
-    Case("bomb: tuples in tuples", write(archive(b"\x80\x04)" + b"\x85" * 50_000 + b".")), "holds a tuple"),
+    Case("bomb: lists in lists", write(archive(b"\x80\x04" + b"]" * 50_000 + b"a" * 49_999 + b".")), "nested more than"),
+    Case("bomb: tuples in tuples", write(archive(b"\x80\x04)" + b"\x85" * 50_000 + b".")), "nested more than"),
     Case("bomb: billion laughs", write(archive(laughs())), "holds a list"),
     Case("bomb: a number of a million digits", write(archive(b"\x80\x04I" + b"9" * 1_000_000 + b"\n.")), "damaged|number"),
     Case("bomb: a long number", write(archive(b"\x80\x04\x8b" + struct.pack("<I", 1 << 20) + b"\x7f" * (1 << 20) + b".")), "number of"),
@@ -384,7 +394,9 @@ CASES = [
     Case("weights: none", saved({"epoch": 3}), "holds no tensors"),
     Case("weights: names that write on terminals", saved({"\x1b[2J\n": 1, "w": torch.ones(1)}), "holds an int"),
     Case("weights: sparse", saved({"w": torch.eye(3).to_sparse()}), "refused"),
+    Case("beside the weights: lists in lists", deep_beside, "nested more than"),
     # safetensors
+    Case("safetensors: metadata of half a character", safetensors(b'{"__metadata__":{"a":"\\ud800"}}'), "damaged safetensors"),
     Case("safetensors: header beyond the file", safetensors({"w": row()}, bytes(4), 1 << 33), "header is longer"),
     Case("safetensors: overlapping", safetensors({"a": row(), "b": row()}, bytes(4)), "overlap or leave holes"),
     Case("safetensors: holes", safetensors({"a": row(offsets=(4, 8))}, bytes(8)), "overlap or leave holes"),
