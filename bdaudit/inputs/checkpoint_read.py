@@ -24,6 +24,8 @@ from bdaudit.errors import CheckpointError, one_line
 from bdaudit.inputs.jail import JailError, Limits, ask
 
 MAX_BYTES = 16 << 30
+MAX_DEPTH = 100
+"""Of containers in containers: Python itself crashes when it hashes a tuple a hundred thousand deep."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +63,7 @@ def open_checkpoint(path: Path, *, numpy: bool = False, limits: Limits | None = 
             raise CheckpointError(one_line(described["refused"], 400))
         try:
             document = _rebuilt(described, file, size)
-        except (ValueError, TypeError, KeyError, IndexError, OverflowError, RuntimeError) as e:
+        except (ValueError, TypeError, LookupError, AttributeError, OverflowError, RuntimeError) as e:
             # The child only describes what is sound; what is not comes from a child that was taken over.
             raise CheckpointError(f"is described unsoundly by its reader ({one_line(e, 120)}): refused") from e
         return Content(described["format"], document, described["metadata"])
@@ -88,19 +90,27 @@ def _rebuilt(described: dict[str, Any], file: IO[bytes], size: int) -> object:
         raise ValueError("metadata that is not text")
     storages = _storages(described["storages"], file, size)
     made: list[Any] = []
+    depths: list[int] = []
+    deepest = 0
 
     def value(given: Any) -> Any:
+        nonlocal deepest
         if isinstance(given, list):
             (row,) = given
             if type(row) is not int or row < 0:
                 raise ValueError("a reference to nothing")
+            deepest = max(deepest, depths[row])
             return made[row]
         if isinstance(given, dict):
             raise ValueError("an object where a value should be")
         return given
 
     for kind, *parts in described["nodes"]:
+        deepest = 0
         made.append(_tensor(storages, *parts) if kind == "tensor" else _MAKERS[kind](value, *parts))
+        if deepest == MAX_DEPTH:
+            raise ValueError("containers without bottom")
+        depths.append(deepest + 1)
     return value(described["root"])
 
 

@@ -251,11 +251,14 @@ SOUND = {"format": "torch", "root": [0], "nodes": [["dict", []]], "storages": []
         {"nodes": [["array", "<i8", [1 << 40], False, "AAAAAAAAAAA="]]},
         {"nodes": [["parameter", 3, True]]},
         {"nodes": [["device", "nowhere"]]},
+        {"nodes": [["dtype", 3]]},
+        {"nodes": [["tuple", []], *(["tuple", [[row]]] for row in range(1000)), ["set", [[1000]]]], "root": [1001]},
         {"metadata": {"bdaudit": 3}},
+        {"metadata": []},
         {"nodes": 3},
         {"nodes": None},
     ],
-    ids=str,
+    ids=lambda change: str(change)[:80],
 )  # fmt: skip
 def test_nothing_that_a_child_says_is_believed(
     change: dict[str, object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
