@@ -12,7 +12,7 @@ import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from bdaudit.inputs.files import read_small
+from bdaudit.inputs.opening import open_below, open_folder
 
 MAX_BYTES, MAX_PIXELS = 16 << 20, 16_000_000
 GAP, LABEL, BACKGROUND = 4, 74, 255
@@ -53,16 +53,19 @@ def encode(path: Path) -> str:
 
     Links are not followed: a report is handed on, and must not take a private file along.
     """
-    if path.is_symlink():
-        return ""
     buffer = io.BytesIO()
     try:
-        with warnings.catch_warnings(), Image.open(io.BytesIO(read_small(path, MAX_BYTES)), formats=["PNG"]) as image:
+        # Opened so that it cannot become a link between a look and the reading.
+        with open_folder(path.parent) as folder, open_below(folder, path.name) as file:
+            data = file.read(MAX_BYTES + 1)
+        if len(data) > MAX_BYTES:
+            return ""
+        with warnings.catch_warnings(), Image.open(io.BytesIO(data), formats=["PNG"]) as image:
             warnings.simplefilter("ignore")  # about sizes, which are bounded here
             if image.width * image.height > MAX_PIXELS:
                 return ""
             image.convert("RGB").save(buffer, "PNG")
-    except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError):
+    except Exception:  # a decoder that is fed damaged bytes can raise anything
         return ""
     return base64.b64encode(buffer.getvalue()).decode()
 

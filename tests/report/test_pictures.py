@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -66,3 +67,17 @@ def test_a_strangers_picture_is_its_pixels_and_nothing_else(tmp_path: Path) -> N
     Image.new("1", (5000, 5000)).save(tmp_path / "large.png")
     for name in ("link.png", "text.png", "large.png", "missing.png"):
         assert encode(tmp_path / name) == ""
+
+
+def test_a_strangers_picture_may_be_damaged_or_swapped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "a.png"
+    Image.radial_gradient("L").resize((8, 8)).save(path)
+    (tmp_path / "link.png").symlink_to(path)
+    raw = path.read_bytes()
+    assert encode(path)
+    # An empty profile behind the pixels, over which Pillow raises IndexError.
+    path.write_bytes(raw[:-12] + bytes(4) + b"iCCP" + zlib.crc32(b"iCCP").to_bytes(4, "big") + raw[-12:])
+    assert encode(path) == ""
+    path.write_bytes(raw)
+    monkeypatch.setattr(Path, "is_symlink", lambda _: False)  # as if it became a link right after
+    assert encode(tmp_path / "link.png") == ""
