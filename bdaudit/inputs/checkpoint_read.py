@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from bdaudit.errors import CheckpointError, one_line
 from bdaudit.inputs.jail import JailError, Limits, ask
+from bdaudit.inputs.opening import Unusable, open_regular
 
 MAX_BYTES = 16 << 30
 MAX_DEPTH = 100
@@ -77,7 +78,9 @@ def _opened(path: Path) -> IO[bytes]:
             raise CheckpointError("no such file")
         if not path.is_file():
             raise CheckpointError("is not a regular file")
-        return path.open("rb")
+        return open_regular(path)  # looked at again when it is open: a pipe put there meanwhile would never end
+    except Unusable as e:
+        raise CheckpointError(f"cannot be read ({e})") from e
     except (OSError, ValueError) as e:
         raise CheckpointError(f"cannot be read ({one_line(getattr(e, 'strerror', None) or e, 120)})") from e
 

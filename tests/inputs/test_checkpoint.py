@@ -7,6 +7,7 @@ import struct
 import warnings
 import zipfile
 from collections import OrderedDict
+from pathlib import Path
 
 import pytest
 import torch
@@ -311,6 +312,12 @@ def test_archives_of_code_are_refused_by_what_they_are(tmp_path):
     assert "TorchScript" in refused(archive(path, "m/data.pkl", "m/code/__torch__.py", "m/constants.pkl"))
     assert ".pt2" in refused(archive(path, "m/archive_format", "m/models/model.json", "m/data.pkl"))
     assert "zip archive that torch.save did not write" in refused(archive(path, "word/document.xml"))
+
+
+def test_a_pipe_put_in_a_files_place_is_not_waited_for(tmp_path, monkeypatch):
+    os.mkfifo(tmp_path / "m.pt")
+    monkeypatch.setattr(Path, "is_file", lambda _: True)
+    assert "not a file" in refused(tmp_path / "m.pt")
 
 
 def test_what_is_no_model_file_is_refused(tmp_path):
