@@ -73,7 +73,8 @@ class Listing:
     def classes(self) -> tuple[str, ...]:
         """Name the classes that occur, sorted (numerically, if they are numbers)."""
         names = {label for label in self.labels if label is not None}
-        return tuple(sorted(names, key=int if all(n.isdecimal() for n in names) else None))
+        # Python turns no text of thousands of digits into a number.
+        return tuple(sorted(names, key=int if all(n.isdecimal() and len(n) < 100 for n in names) else None))
 
     def shape(self) -> tuple[int, int, int] | None:
         """Take the first usable image's size; colour if any of the first few of a class is. None: no image."""

@@ -111,6 +111,10 @@ def test_a_table_that_could_mislead_is_refused_with_its_line(tmp_path: Path, tex
     assert str(caught.value).isprintable()
 
 
+def test_a_label_of_thousands_of_digits_is_a_name(tmp_path: Path) -> None:
+    assert list_index(index(tmp_path, f"path,label\na.png,{'9' * 5000}\n")).classes() == ("9" * 5000,)
+
+
 def test_an_index_that_is_no_file_is_refused_at_once(tmp_path: Path) -> None:
     with pytest.raises(ImageError, match="cannot be read"):
         list_index(tmp_path)
