@@ -10,7 +10,7 @@ import torch
 from bdaudit.attacks.triggers import Trigger
 from bdaudit.contract import missing_message
 from bdaudit.defenses.base import Defense
-from bdaudit.errors import MissingInput, UsageError, one_line
+from bdaudit.errors import InputError, MissingInput, UsageError, one_line
 from bdaudit.flow.evidence import Evidence, find_target, from_folders, from_run, target_label
 from bdaudit.flow.pools import Images, pool_for
 from bdaudit.flow.run import Run, open_run
@@ -116,10 +116,12 @@ def default_clean(suspect: Suspect, clean: Images | None, run: Run | None) -> Im
     """Find the clean images: those given, else clean/ beside the model, else the run's."""
     if clean is not None:
         return clean
-    if suspect.path is not None and (suspect.path.parent / "clean").is_dir():
-        return suspect.path.parent / "clean"
-    if run is not None:
-        return run.folder / "clean"
+    beside = suspect.path.parent / "clean" if suspect.path is not None else None
+    found = beside if beside is not None and beside.is_dir() else run.folder / "clean" if run is not None else None
+    if found is not None:
+        if found.is_symlink():  # it came with the suspect, and may lead anywhere
+            raise InputError(f"{one_line(found)}: is a link; if its images are meant, give --clean DIR")
+        return found
     raise MissingInput("clean images are needed: give --clean DIR, or put a folder clean/ beside the model")
 
 

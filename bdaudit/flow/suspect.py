@@ -87,8 +87,10 @@ def open_suspect(
                 raise UsageError("clean images for a plain module must be tensors or a pool (their shape is needed)")
             model = wrap(model, as_pool(clean), normalisation=normalisation)
         return Suspect(Runtime.of(pick_device(device)).place(model.clone()))
-    beside = Path(model).parent / "clean"
-    return load(model, arch=arch, normalisation=normalisation, clean=beside if clean is None else clean, device=device)
+    if clean is None:
+        beside = Path(model).parent / "clean"
+        clean = None if beside.is_symlink() else beside  # a link is refused by whoever needs the images
+    return load(model, arch=arch, normalisation=normalisation, clean=clean, device=device)
 
 
 def open_second(model: PathLike | nn.Module, suspect: Suspect) -> Classifier:

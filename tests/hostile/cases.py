@@ -431,6 +431,7 @@ CASES = [
     Case("image: a name that writes on terminals", image(b"", "\x1b[2J\nerror: ok.png"), "1 of 7 entries are not used", "clean", 0),
     Case("image: a name that is no text", lambda f: Path(os.fsdecode(os.fsencode(f / "clean" / "0") + b"/\xff.png")).write_bytes(b""), "1 of 7 entries are not used", "clean", 0),
     Case("image: a class that is none", lambda f: (f / "clean" / "\u202e9").mkdir() or (f / "clean" / "\u202e9" / "a.png").write_bytes(sound_image()), "the model has no class", "clean"),
+    Case("image: clean images behind a link", lambda f: (f / "clean").rename(f / "other") and (f / "clean").symlink_to("other"), "is a link"),
     # bdaudit.toml beside the model
     Case("config: where to write", beside('[purify]\nout = "/etc/cron.d/x"\n'), "came with the suspect"),
     Case("config: what to read", beside('[purify]\nclean = "/home"\n'), "came with the suspect"),
