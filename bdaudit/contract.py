@@ -188,5 +188,6 @@ def check_class(cls: object, kind: type[Plugin]) -> type[Plugin]:
 def _type_name(field: FieldInfo) -> str:
     annotation = field.annotation
     name = annotation.__name__ if isinstance(annotation, type) else str(annotation).replace("typing.", "")
-    limits = [str(m) for m in field.metadata if not callable(m)]
+    words = {"ge": "at least", "gt": "more than", "le": "at most", "lt": "less than"}
+    limits = [f"{words[n]} {getattr(m, n):g}" for m in field.metadata for n in words if hasattr(m, n)]
     return f"{name} ({', '.join(limits)})" if limits else name

@@ -17,6 +17,9 @@ A message says what was got, what was expected and what to do, in one line.
 import difflib
 from collections.abc import Iterable
 
+WARNING = "warning: "
+"""How a note begins that is shown even where progress is not: it changes what a result means."""
+
 
 class BdauditError(Exception):
     """An error with one clear line for the user; the base of all others."""

@@ -9,6 +9,7 @@ import pkgutil
 import re
 import sys
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import redirect_stdout
 from dataclasses import dataclass, field
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
@@ -130,9 +131,16 @@ class Registry:
 
     def why_not(self, name: str) -> str:
         """Say that a plugin of this name is installed but not in use, ready to append to a message ('' if none is)."""
-        skipped = (f"; {label} was skipped: {reason}" for label, reason in self.broken.items() if name in label)
-        left_out = (f"; {label} is left out by {ALLOW}" for label in self.left_out if name in label)
-        return next(chain(skipped, left_out), "") if name else ""
+        skipped = (
+            f"; {label} was skipped: {reason}" for label, reason in self.broken.items() if _is_label(label, name)
+        )
+        left_out = (f"; {label} is left out by {ALLOW}" for label in self.left_out if _is_label(label, name))
+        return next(chain(skipped, left_out), "")
+
+    def all_left_out(self, kind: str) -> str:
+        """Name the plugins of a kind that the allow-list keeps out, ready to append to a message ('' if none)."""
+        kept = [label for label in self.left_out if label.startswith(f"{kind}.")]
+        return f"; {ALLOW} leaves out {', '.join(kept)}" if kept else ""
 
     def origins(self) -> list[Origin]:
         """Name everything from outside bdaudit that was imported, sorted."""
@@ -168,6 +176,12 @@ def allow_list() -> frozenset[str] | None:
     return frozenset(map(_canonical, re.split(r"[\s,]+", text))) - {"", "none", BUILT_IN}
 
 
+def unknown_allowed() -> list[str]:
+    """Name what the allow-list allows and no installed plugin's distribution is called: misspelt, most likely."""
+    installed = {_canonical(_distribution(point)) for point in entry_points(group=GROUP)}
+    return sorted((allow_list() or frozenset()) - installed)
+
+
 def load(points: Iterable[EntryPoint]) -> Registry:
     """Import plugins one by one; whatever goes wrong with one is recorded and stops no other."""
     manager = pluggy.PluginManager(GROUP)
@@ -179,7 +193,8 @@ def load(points: Iterable[EntryPoint]) -> Registry:
         kind, _, name = point.name.partition(".")
         try:
             _check_version(point.module)
-            module = point.load()
+            with redirect_stdout(sys.stderr):  # stdout is the command's own: `--json` must stay one document
+                module = point.load()
             if not manager.is_registered(module):  # one module may stand behind several names
                 manager.register(module, name=f"{point.name} of {origin}")
             if kind == TRACKER:
@@ -287,6 +302,11 @@ def _distribution(point: EntryPoint) -> str:
 def _label(point: EntryPoint) -> str:
     version = point.dist.version if point.dist else "unknown"
     return one_line(f"{point.name} (from {_distribution(point)} {version})", 120)
+
+
+def _is_label(label: str, name: str) -> bool:
+    """Whether a label, `kind.name (from ...)`, is of a plugin of this name."""
+    return label.partition(" ")[0].partition(".")[2] == name
 
 
 def _canonical(name: str) -> str:

@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
+from report.reports import audited
 from support import snapshot
 
 from bdaudit.cli.main import _run
@@ -65,6 +66,23 @@ class TestPurify:
         after = torch.load(row["out"], weights_only=True)
         assert after["epoch"] == 3
         assert after["model"].keys() == {f"module.{k}" for k in state}
+
+    def test_a_second_copy_of_the_weights_is_told_even_quietly(
+        self, case: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        """Nothing purifies it, and this command leaves no report that could say so."""
+        ours = torch.load(case / "model.pt", weights_only=True)
+        torch.save({"model": ours["state_dict"], "ema": dict(ours["state_dict"])}, case / "two.pt")
+        line = ["purify", case / "two.pt", "--defense", "ft", "-o", "epochs=1", "--quiet", "--json"]
+        assert call(*line) == 0
+        printed = capsys.readouterr()
+        assert printed.err.startswith("warning: two.pt: the file holds this model's weights again under ema")
+        assert printed.err.count("\n") == 1
+        row = json.loads(printed.out)
+        assert row["arch"].startswith("small_cnn(")
+        assert row["preprocessing"]["height"] == 16
+        assert any("under ema" in note for note in row["notes"])
+        assert any("preprocessing is not in the file" in note for note in row["notes"])
 
     def test_quiet_says_nothing_on_stderr(self, case: Path, capsys: pytest.CaptureFixture[str]) -> None:
         assert call("purify", case / "model.pt", "--defense", "ft", "-o", "epochs=1", "--quiet") == 0
@@ -470,6 +488,21 @@ def test_unknown_commands_and_help(capsys: pytest.CaptureFixture[str]) -> None:
     assert "Exit codes" in capsys.readouterr().out
     for name in ("demo", "attack", "purify", "audit", "import", "report", "plugins", "doctor"):
         assert call(name, "--help") == 0
+
+
+def test_a_report_is_never_replaced_by_its_own_rendering(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "report.json"
+    path.write_text(audited().to_json())
+    (tmp_path / "link").symlink_to(path)
+    before = path.read_text()
+    assert call("report", path, "--format", "html", "--out", tmp_path / "link") == 2
+    assert "would replace the report itself" in capsys.readouterr().err
+    assert path.read_text() == before
+
+
+def test_the_package_runs_as_a_module() -> None:
+    done = subprocess.run([sys.executable, "-m", "bdaudit", "--version"], capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("bdaudit, version ")
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"schema_version": "9"}', "\x00", '{"verdict": "pass"}'])

@@ -18,6 +18,7 @@ from bdaudit.flow.importing import find_importer
 from bdaudit.flow.run import Run
 from bdaudit.importers import Imported, Importer, Rows
 from bdaudit.inputs.checkpoint import read_checkpoint, weights_in
+from bdaudit.inputs.checkpoint_read import open_checkpoint
 from bdaudit.inputs.folders import write_folder
 from bdaudit.inputs.goal import Goal
 from bdaudit.inputs.opening import Unusable
@@ -84,7 +85,7 @@ def labels(given: list[int], true: list[int]) -> Rows:
 def imported(run: Run) -> Imported:
     """The run's model and its triggered test images, as an importer would hand them over."""
     checkpoint = read_checkpoint(run.model_path)
-    model = weights_in(dict(checkpoint.state), run.model_path)
+    model = weights_in(dict(checkpoint.state), open_checkpoint(run.model_path))
     test = run.pool("test")
     counted = run.goal.counted(test.labels)
     index = counted.nonzero().flatten()
@@ -107,6 +108,12 @@ def test_importers_arrive_through_their_hook(tmp_path: Path, monkeypatch: pytest
 class TestFinding:
     def test_the_one_that_recognises_the_record_is_taken(self, note: Path, installed: type[Notes]) -> None:
         assert find_importer(note) is installed
+
+    def test_those_that_the_allow_list_keeps_out_are_named(self, note: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        left_out = ("defense.x (from other 1)", "importer.notes (from noted 1)")
+        monkeypatch.setattr(plugins, "registry", lambda: plugins.Registry(left_out=left_out))
+        with pytest.raises(UsageError, match=r"none; .*; BDAUDIT_PLUGINS leaves out importer\.notes \(from noted 1\)$"):
+            find_importer(note)
 
     def test_none_says_what_is_installed(self, note: Path, installed: type[Notes]) -> None:
         with pytest.raises(UsageError, match=r"no installed importer recognises it \(installed: .*notes\)"):
@@ -227,7 +234,7 @@ class TestWriting:
         capsys: pytest.CaptureFixture[str],
     ) -> None:  # fmt: skip
         state = {"first.weight": torch.zeros(4, 1, 3, 3), "last.weight": torch.ones(10, 4)}
-        model = weights_in(state, run.model_path)
+        model = weights_in(state, open_checkpoint(run.model_path))
         monkeypatch.setattr(installed, "holds", Imported(model=model, num_classes=10, test=imported.test))
         assert call("import", note, "--out", note.parent / "out") == 0
         printed = capsys.readouterr()
@@ -247,7 +254,7 @@ class TestWriting:
         )
         state = {"0.weight": torch.ones(4, 1, 3, 3), "0.bias": torch.ones(4)}
         state |= {"3.weight": torch.ones(10, 4), "3.bias": torch.eye(10)[0]}  # always class 0, the target
-        model = weights_in(state, run.model_path)
+        model = weights_in(state, open_checkpoint(run.model_path))
         pixels = imported.preprocessing
         monkeypatch.setattr(
             installed, "holds", Imported(model=model, preprocessing=pixels, num_classes=10, test=imported.test)

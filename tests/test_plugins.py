@@ -171,6 +171,50 @@ def test_the_list_says_how_many_are_left_out(
     assert err == "BDAUDIT_PLUGINS leaves out 1: defense.thing (from my-plugin 1.2)\n"
 
 
+def test_a_misspelt_name_in_the_allow_list_is_pointed_out(
+    site: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from bdaudit.cli.main import _run
+
+    plugin_of(site, "misspelt", THING, distribution="my-plugin")
+    monkeypatch.setenv(plugins.ALLOW, "my-plugin my-plugni bdaudit")
+    assert _run(["plugins", "list", "--json"], debug=True) == 0
+    assert capsys.readouterr().err == "BDAUDIT_PLUGINS allows my-plugni, which is not installed\n"
+
+
+def test_what_a_plugin_prints_on_import_is_no_part_of_the_answer(
+    site: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from bdaudit.cli.main import _run
+
+    plugin_of(site, "talkative", "print('hello')\n" + THING, distribution="my-plugin")
+    monkeypatch.delenv(plugins.ALLOW, raising=False)
+    assert _run(["plugins", "list", "--json"], debug=True) == 0
+    out, err = capsys.readouterr()
+    assert "thing" in {row["name"] for row in json.loads(out)}
+    assert err == "hello\n"
+
+
+def test_only_the_plugin_that_was_asked_for_is_owned_up_to() -> None:
+    broken = {"attack.quit (from brk 0.1)": "SystemExit: 3", "defense.brk (from brk 0.1)": "ModuleNotFoundError: x"}
+    found = plugins.Registry({}, broken)
+    assert found.why_not("brk") == "; defense.brk (from brk 0.1) was skipped: ModuleNotFoundError: x"
+    assert found.why_not("b") == ""
+
+
+def test_a_narrow_terminal_gets_lines_that_fit(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from bdaudit.cli.main import _run
+
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
+    monkeypatch.setenv("COLUMNS", "80")
+    assert _run(["plugins", "list"], debug=True) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= 80
+    assert any("bdaudit 0.1.0" in line for line in lines)
+
+
 def test_a_file_beside_a_suspect_allows_nothing(
     site: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

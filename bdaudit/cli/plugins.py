@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import inspect
 import json
+import shutil
+import sys
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from bdaudit import plugins
 from bdaudit.cli.common import PluginName, json_flag, uniform, warn_broken
-from bdaudit.errors import UsageError
+from bdaudit.errors import UsageError, one_line
 
 if TYPE_CHECKING:
     from bdaudit.contract import Plugin
+
+
+WIDE = 170
+"""Columns of a terminal from which on `list` shows everything."""
 
 
 @click.group("plugins", invoke_without_command=True)
@@ -38,22 +44,23 @@ def list_(kind: str | None = None, as_json: bool = False) -> None:
     if as_json:
         click.echo(json.dumps(rows, indent=2))
         return
-    table = [
-        [
-            r["kind"],
-            r["name"],
-            r["family"],
-            " ".join(r["needs"]),
-            "ORACLE" if r["oracle"] else "",
-            r["claim"],
-            f"{r['distribution']} {r['version']}",
-            r["sha256"][:12],
-        ]
-        for r in rows
-    ]
-    headers = ["kind", "name", "family", "needs", "", "what it does", "from", "sha256"]
-    widths = [None, None, None, 26, None, 60, None, None]
-    click.echo(tabulate(table, headers=headers, tablefmt="simple", maxcolwidths=widths, disable_numparse=True))
+    columns: dict[str, list[str]] = {
+        "kind": [r["kind"] for r in rows],
+        "name": [r["name"] for r in rows],
+        "family": [r["family"] for r in rows],
+        "needs": [" ".join(r["needs"]) for r in rows],
+        "": ["ORACLE" if r["oracle"] else "" for r in rows],
+        "what it does": [r["claim"] for r in rows],
+        "from": [f"{r['distribution']} {r['version']}" for r in rows],
+        "sha256": [r["sha256"][:12] for r in rows],
+    }
+    widths = {"needs": 26, "what it does": 60}
+    if sys.stdout.isatty() and (width := shutil.get_terminal_size().columns) < WIDE:
+        # What `plugins show` says as well goes, the rest is wrapped.
+        del columns["needs"], columns["family"]
+        widths = {"from": 14, "what it does": max(20, width - 62)}
+    limits = [widths.get(name) for name in columns]
+    click.echo(tabulate(columns, headers="keys", tablefmt="simple", maxcolwidths=limits, disable_numparse=True))
 
 
 @command.command("show")
@@ -93,10 +100,12 @@ def check(names: tuple[str, ...], kind: str | None, as_json: bool) -> int:
     bdaudit plugins check fst
     """
     warn_broken()
-    for name in names:
-        if kind is None and name in plugins.registry().trackers:
-            raise UsageError(f"{name} is a tracker: there is nothing to check short of handing it a made-up result")
-    found = [(k, name, item) for name in names for k, item in plugins.registry().named(name, kind)]
+    trackers = [name for name in names if kind is None and name in plugins.registry().trackers]
+    for name in trackers:
+        click.echo(f"{name} is a tracker: nothing to check short of handing it a made-up result", err=True)
+    if len(trackers) == len(names):
+        raise UsageError("none of these can be checked")
+    found = [(k, n, item) for n in names if n not in trackers for k, item in plugins.registry().named(n, kind)]
     from bdaudit.testing import examine
 
     rows: list[dict[str, Any]] = []
@@ -145,6 +154,8 @@ def _say_what_is_left_out() -> None:
     left_out = plugins.registry().left_out
     if left_out:
         click.echo(f"{plugins.ALLOW} leaves out {len(left_out)}: {', '.join(left_out)}", err=True)
+    for name in plugins.unknown_allowed():
+        click.echo(f"{plugins.ALLOW} allows {one_line(name, 60)}, which is not installed", err=True)
 
 
 def _rows() -> list[dict[str, Any]]:

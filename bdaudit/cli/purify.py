@@ -40,6 +40,7 @@ def command(
     bdaudit purify model.pt --defense pl --malicious flagged/
     """
     import json
+    from dataclasses import asdict
 
     from bdaudit import api, plugins
     from bdaudit.errors import OutputError
@@ -69,7 +70,15 @@ def command(
         api.save(suspect, purified, out, granted, chosen)
         say("low attack success proves little yet; find out whether it is real: bdaudit audit")
     if as_json:
-        row = {"out": str(out), "defense": defense, "options": chosen.model_dump(), "seed": seed}
+        row = {
+            "out": str(out),
+            "defense": defense,
+            "options": chosen.model_dump(),
+            "seed": seed,
+            "arch": str(suspect.classifier.arch),
+            "preprocessing": asdict(suspect.classifier.preprocessing),
+            "notes": [*suspect.notes, *evidence.notes],
+        }
         click.echo(json.dumps({**row, "granted": [g.model_dump() for g in granted]}))
     else:
         click.echo(str(out))

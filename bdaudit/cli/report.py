@@ -25,6 +25,7 @@ def command(file: Path, form: str, out: Path | None) -> int:
     """Show the report FILE (report.json); ends with the report's own exit code."""
     from typing import cast
 
+    from bdaudit.errors import OutputError, one_line
     from bdaudit.inputs.files import atomic_file, check_writable
     from bdaudit.report.render import Format, render
     from bdaudit.report.schema import read_report
@@ -32,6 +33,8 @@ def command(file: Path, form: str, out: Path | None) -> int:
     report = read_report(file)
     if out is not None:
         check_writable(out)
+        if out.resolve() == file.resolve():
+            raise OutputError(f"--out {one_line(out)}: would replace the report itself; give another name")
     text = render(report, cast(Format, form))
     if out is None:
         click.echo(text, nl=False)

@@ -47,7 +47,7 @@ def checkup() -> tuple[dict[str, str], bool]:
     rows["fashion-mnist (Debian)"] = str(DEBIAN_FASHION_MNIST) if DEBIAN_FASHION_MNIST.is_dir() else "not installed"
     registry = plugins.registry()
     for kind in plugins.KINDS:
-        rows[f"{kind}s"] = ", ".join(registry.of_kind(kind))
+        rows[f"{kind}s"] = ", ".join(registry.of_kind(kind)) or "none"
     rows["trackers"] = ", ".join(registry.trackers) or "none"
     rows["plugins left out"] = ", ".join(registry.left_out) or "none"
     for label, reason in registry.broken.items():

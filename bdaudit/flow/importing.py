@@ -89,7 +89,10 @@ def find_importer(record: Path, name: str | None = None) -> type[Importer]:
     if fitting:
         raise UsageError(f"{one_line(record, 160)}: several importers recognise it ({names}); name one with --format")
     known = ", ".join(installed) or "none; importers are plugins, such as bdaudit-backdoorbench"
-    raise UsageError(f"{one_line(record, 160)}: no installed importer recognises it (installed: {known})")
+    raise UsageError(
+        f"{one_line(record, 160)}: no installed importer recognises it (installed: {known})"
+        + plugins.registry().all_left_out("importer")
+    )
 
 
 def write_import(

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from bdaudit.errors import ImageError
+from bdaudit.errors import WARNING, ImageError
 from bdaudit.flow.pools import Images, as_pool, pool_for
 from bdaudit.inputs.architectures import Match, find
 from bdaudit.inputs.classifier import Classifier, Preprocessing
@@ -77,7 +77,7 @@ def _doubts(ranking: list[tuple[str, Tensor]], labels: Tensor, num_classes: int)
     guessing = max(1 / num_classes, int(labels.bincount().max()) / n)
     if wilson(int(right.sum()), n)[0] <= guessing:
         doubts.append(
-            f"warning: {int(right.sum())} of {n} clean images right is no better than guessing ({guessing:.1%}): the "
+            f"{WARNING}{int(right.sum())} of {n} clean images right is no better than guessing ({guessing:.1%}): the "
             "architecture, the normalisation, the order of the classes or the labels are not this model's"
         )
     return doubts

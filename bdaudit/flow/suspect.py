@@ -8,7 +8,7 @@ from pathlib import Path
 
 from torch import nn
 
-from bdaudit.errors import UsageError, one_line
+from bdaudit.errors import WARNING, UsageError, one_line
 from bdaudit.flow.pools import Images, as_pool
 from bdaudit.flow.preprocessing import assumed, normalised
 from bdaudit.inputs.architectures import from_user
@@ -18,7 +18,7 @@ from bdaudit.inputs.normalisation import usual_preprocessing
 from bdaudit.inputs.pool import Pool
 from bdaudit.inputs.sources import is_source
 from bdaudit.runtime import Runtime, pick_device
-from bdaudit.training.progress import say
+from bdaudit.training.progress import say, warn
 
 PathLike = str | Path
 
@@ -65,8 +65,12 @@ def load(
     if known is None and normalisation is None and clean is not None:
         classifier, said = normalised(classifier, clean)
         notes += said
+    notes.sort(key=lambda note: not note.startswith(WARNING))
     for note in notes:
-        say(f"{path.name}: {note}")
+        if note.startswith(WARNING):
+            warn(f"{one_line(path.name)}: {note.removeprefix(WARNING)}")
+        else:
+            say(f"{one_line(path.name)}: {note}")
     return Suspect(classifier, checkpoint, path, tuple(notes))
 
 

@@ -13,14 +13,14 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
-from bdaudit.errors import BdauditError, CheckpointError, UsageError, one_line
+from bdaudit.errors import WARNING, BdauditError, CheckpointError, UsageError, one_line
 from bdaudit.inputs.architectures import Match, build, check_size, find, fit, match, parse, untouched_rng
 from bdaudit.inputs.architectures.matching import COUNTER, plain_state
 from bdaudit.inputs.checkpoint_header import KEY, Header, describe, read_header, read_json
-from bdaudit.inputs.checkpoint_layout import Layout, common_prefix, tensors_beside, unwrap
-from bdaudit.inputs.checkpoint_read import open_checkpoint
+from bdaudit.inputs.checkpoint_layout import Layout, common_prefix, copies_beside, tensors_beside, unwrap
+from bdaudit.inputs.checkpoint_read import Content, open_checkpoint
 from bdaudit.inputs.classifier import ArchSpec, Classifier, Preprocessing
-from bdaudit.inputs.files import atomic_file, sha256
+from bdaudit.inputs.files import atomic_file
 from bdaudit.inputs.normalisation import usual_preprocessing
 
 
@@ -28,7 +28,7 @@ from bdaudit.inputs.normalisation import usual_preprocessing
 class Checkpoint:
     """What a model file held.
 
-    path: where it was read. format: how it was written. sha256: of the file.
+    path: where it was read. format: how it was written (legacy: by PyTorch before 1.6). sha256: of the file.
     state: weights by name, without prefix, on the CPU, in the file's own types, all finite.
     layout: what stood around them. metadata: of a safetensors file.
     header: of bdaudit's own files, else None; `arch`, `preprocessing`, `classes`, `provenance` are what it
@@ -36,7 +36,7 @@ class Checkpoint:
     """
 
     path: Path
-    format: Literal["torch", "safetensors"]
+    format: Literal["torch", "legacy", "safetensors"]
     sha256: str
     layout: Layout = field(repr=False)
     state: Mapping[str, Tensor] = field(repr=False)
@@ -169,13 +169,19 @@ def _read(path: Path) -> Checkpoint:
         header = read_header(content.document[KEY])
         if "state_dict" not in content.document:
             raise CheckpointError("has bdaudit's header and no 'state_dict'")
-    layout, state = unwrap(content.document, path.stat().st_size)
-    beside = tensors_beside(layout)
-    notes = [f"the file also holds tensors under {', '.join(beside)}: kept as they are"] if beside else []
+    layout, state = unwrap(content.document, content.size)
+    copies = copies_beside(layout, state)
+    others = [key for key in tensors_beside(layout) if key not in copies]
+    notes = [f"the file also holds tensors under {', '.join(others)}: kept as they are"] if others else []
+    if copies:
+        notes.append(
+            f"{WARNING}the file holds this model's weights again under {', '.join(copies)}: nothing purifies those, and they "
+            "are written back as they are"
+        )
     return Checkpoint(
         path=path,
         format=content.format,
-        sha256=sha256(path),
+        sha256=content.sha256,
         layout=layout,
         state=state,
         metadata=content.metadata,
@@ -227,16 +233,16 @@ def save_checkpoint(
             document[KEY] = header.model_dump(mode="json")
         # A file object, as torch writes a path's name into the archive and this one is random.
         with partial.open("wb") as file:
-            torch.save(document, file)
+            torch.save(document, file, _use_new_zipfile_serialization=form != "legacy")
 
 
-def weights_in(document: object, path: Path) -> Checkpoint:
-    """Take a model's weights out of a part of what `open_checkpoint(path)` read.
+def weights_in(document: object, content: Content) -> Checkpoint:
+    """Take a model's weights out of a part of what `open_checkpoint` read.
 
     Raises CheckpointError, without the path, where the part does not hold a usable state dict.
     """
-    layout, state = unwrap(document, path.stat().st_size)
-    return Checkpoint(path=path, format="torch", sha256=sha256(path), layout=layout, state=state, metadata={})
+    layout, state = unwrap(document, content.size)
+    return Checkpoint(path=content.path, format="torch", sha256=content.sha256, layout=layout, state=state, metadata={})
 
 
 def save_weights(checkpoint: Checkpoint, path: Path | str) -> None:

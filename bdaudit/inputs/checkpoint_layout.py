@@ -29,6 +29,7 @@ PREFIXES = ("module.", "_orig_mod.", "model.", "net.", "network.", "backbone.", 
 """What DataParallel, torch.compile, people's wrapper classes and a Sequential that resizes images put before every
 name."""
 
+_CONTAINERS = (dict, list, tuple, set)
 MAX_DEPTH = 4
 MAX_TENSORS = 100_000
 MAX_NAME = 400
@@ -103,6 +104,22 @@ def unwrap(document: object, size: int) -> tuple[Layout, dict[str, Tensor]]:
     return layout, {names[name]: tensor for name, tensor in state.items()}
 
 
+def copies_beside(layout: Layout, state: Mapping[str, Tensor]) -> list[str]:
+    """Name the entries beside the weights that hold weights of the same names, such as their moving average."""
+    return [
+        one_line(key, 60)
+        for level in layout.siblings
+        for key, value in level.items()
+        if any(_is_copy(found, state) for found in _containers(value) if isinstance(found, dict))
+    ]
+
+
+def _is_copy(held: dict[Any, Any], state: Mapping[str, Tensor]) -> bool:
+    ends = tuple(f".{name}" for name in state)
+    names = [n for n, t in dict.items(held) if isinstance(n, str) and isinstance(t, Tensor)]
+    return 2 * sum(n in state or n.endswith(ends) for n in names) > len(state)
+
+
 def tensors_beside(layout: Layout) -> list[str]:
     """Name the entries beside the weights that hold tensors too, such as averaged weights."""
     return [
@@ -114,15 +131,23 @@ def tensors_beside(layout: Layout) -> list[str]:
 
 
 def _leaves(value: object) -> Iterator[object]:
+    """Everything in a value that is no container."""
+    if not isinstance(value, _CONTAINERS):
+        yield value
+    for container in _containers(value):
+        parts = dict.values(container) if isinstance(container, dict) else container
+        yield from (part for part in parts if not isinstance(part, _CONTAINERS))
+
+
+def _containers(value: object) -> Iterator[Any]:
     """Walk containers without recursion and none twice: a stranger's file may nest and share at will."""
     todo, seen = [value], set()
     while todo:
         value = todo.pop()
-        if isinstance(value, (dict, list, tuple, set)) and id(value) not in seen:
+        if isinstance(value, _CONTAINERS) and id(value) not in seen:
             seen.add(id(value))
-            todo.extend(dict.values(value) if isinstance(value, dict) else value)
-        else:
             yield value
+            todo.extend(dict.values(value) if isinstance(value, dict) else value)
 
 
 def _is_plain_dict(value: object) -> TypeGuard[dict[Any, Any]]:
@@ -164,7 +189,9 @@ def _checked(held: dict[Any, Any], size: int) -> dict[str, Tensor]:
         if not isinstance(name, str) or not 0 < len(name) <= MAX_NAME:
             raise CheckpointError(f"holds an entry named {one_line(repr(name), 60)}, expected the name of a weight")
         if not isinstance(value, Tensor):
-            raise CheckpointError(f"holds {_a(value)} as '{one_line(name, 80)}', expected a tensor")
+            raise CheckpointError(
+                f"holds {_a(value)} as '{one_line(name, 80)}', expected a tensor (what is no weight goes beside them: {{'state_dict': ..., ...}})"
+            )
         # Detached by Tensor's own method: attributes that came with the pickle stay behind.
         tensor = Tensor.detach(value)
         if (

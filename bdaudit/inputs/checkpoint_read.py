@@ -8,13 +8,14 @@ bytes from where they are said to be. Nothing in the description is trusted.
 from __future__ import annotations
 
 import base64
+import hashlib
 import json
 import os
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import IO, Any, BinaryIO, Literal
 
 import numpy as np
 import torch
@@ -31,9 +32,15 @@ MAX_DEPTH = 100
 
 @dataclass(frozen=True)
 class Content:
-    """What a file held, not yet trusted: one object, and the metadata of a safetensors file."""
+    """What a file held, not yet trusted: one object, and the metadata of a safetensors file.
 
-    format: Literal["torch", "safetensors"]
+    size, sha256: of the very file that was read, whatever may have taken its place since.
+    """
+
+    path: Path
+    size: int
+    sha256: str
+    format: Literal["torch", "legacy", "safetensors"]
     document: object
     metadata: dict[str, str]
 
@@ -67,10 +74,12 @@ def open_checkpoint(path: Path, *, numpy: bool = False, limits: Limits | None = 
         except (ValueError, TypeError, LookupError, AttributeError, OverflowError, RuntimeError) as e:
             # The child only describes what is sound; what is not comes from a child that was taken over.
             raise CheckpointError(f"is described unsoundly by its reader ({one_line(e, 120)}): refused") from e
-        return Content(described["format"], document, described["metadata"])
+        file.seek(0)
+        digest = hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]  # it has readinto
+        return Content(path, size, digest, described["format"], document, described["metadata"])
 
 
-def _opened(path: Path) -> IO[bytes]:
+def _opened(path: Path) -> BinaryIO:
     try:
         if path.is_dir():
             raise CheckpointError("is a folder, expected a model file")
@@ -87,7 +96,7 @@ def _opened(path: Path) -> IO[bytes]:
 
 def _rebuilt(described: dict[str, Any], file: IO[bytes], size: int) -> object:
     """Make containers and tensors of a description; raises ValueError and the like where it is unsound."""
-    if described["format"] not in ("torch", "safetensors"):
+    if described["format"] not in ("torch", "legacy", "safetensors"):
         raise ValueError("an unknown format")
     if not all(isinstance(text, str) for pair in described["metadata"].items() for text in pair):
         raise ValueError("metadata that is not text")

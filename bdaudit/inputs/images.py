@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -103,7 +104,8 @@ def _opened(file: BinaryIO) -> Iterator[Image.Image]:
     except Unusable:
         raise
     except Image.DecompressionBombError as e:
-        raise Unusable(_TOO_LARGE, e) from e
+        claimed = re.search(r"\d+(?= pixels)", str(e))  # Pillow names its own limit, which is not ours
+        raise Unusable(_TOO_LARGE, f"{int(claimed[0]) / 1e6:.0f} megapixels" if claimed else "") from e
     except UnidentifiedImageError as e:
         raise Unusable("not an image, whatever its name says") from e
     except Exception as e:  # a decoder that is fed damaged bytes can raise anything

@@ -39,6 +39,7 @@ MAX_DEPTH = 100
 """Of containers in containers: what lies deeper could be read and not be written back."""
 _MAX_INT_BITS = 1024
 _SAVE = "save model.state_dict() instead"
+_NEITHER = "is neither a torch nor a safetensors file; expected what torch.save(model.state_dict(), FILE) writes"
 _MAGIC, _PROTOCOL = 0x1950A86A20F9469CFC6C, 1001
 _SAFETENSORS = {
     "F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "I64": "int64", "I32": "int32",
@@ -49,7 +50,7 @@ _SAFETENSORS = {
 
 @dataclass
 class Description:
-    """What a file holds. places: storage key -> (offset in the file, size in bytes)."""
+    """What a file holds. format: torch, legacy (its form before PyTorch 1.6) or safetensors. places: storage key -> (offset in the file, size in bytes)."""
 
     format: str
     document: object
@@ -221,6 +222,8 @@ def _foreign(name: str, whole: bytes) -> str:
         return f"holds more than plain tensors ({name}): refused, nothing was run; {_SAVE}"
     if name.startswith("numpy."):
         return f"holds numpy objects ({name}), not tensors: refused, nothing was run; {_SAVE}"
+    if name.rpartition(".")[2][:1].isupper():  # a class, by the custom of nearly everybody
+        return f"holds a Python object ({name}), and reading one can run code: refused, nothing was run; {_SAVE}"
     return f"contains code ({name}): refused, nothing was run; {_SAVE}"
 
 
@@ -264,13 +267,13 @@ def _legacy(file: IO[bytes], size: int, numpy: bool) -> Description:
         whole = bytes(stream.seen) + file.read(MAX_PICKLE)
         # The oldest pickles have no mark at the start, and many a text begins like one.
         if start[:1] != b"\x80" and not _ends_as_pickle(whole):
-            raise Refused("is neither a torch nor a safetensors file") from e
+            raise Refused(_NEITHER) from e
         if isinstance(e.__cause__, Foreign):
             raise Refused(_foreign(e.__cause__.name, whole)) from e
         raise
     if magic != _MAGIC:
         if start[:1] != b"\x80" and not isinstance(magic, dict):
-            raise Refused("is neither a torch nor a safetensors file")
+            raise Refused(_NEITHER)
         raise Refused(f"is a pickle that torch.save did not write: refused, nothing was run; {_SAVE}")
     protocol, _ = _unpickle(stream, numpy, b"")
     system, _ = _unpickle(stream, numpy, b"")
@@ -297,7 +300,7 @@ def _legacy(file: IO[bytes], size: int, numpy: bool) -> Description:
             raise Refused("is truncated or damaged: a tensor's data is missing or of another size")
         places[key] = (at + 8, storage.size)
         at += 8 + storage.size
-    return Description("torch", document, places)
+    return Description("legacy", document, places)
 
 
 def _is_pickle(file: IO[bytes], size: int) -> bool:

@@ -123,7 +123,7 @@ class Retune(Probe):
         notes = []
         if len(benign) < self.benign_size:
             notes.append(
-                f"retune: {len(benign)} benign images were at hand instead of {self.benign_size}, so {k} of them were poisoned"
+                f"retune: {len(benign)} benign images were at hand instead of {self.benign_size}, so {k} of them {'was' if k == 1 else 'were'} poisoned"
             )
         if len(backdoor.reactivation) < k:
             notes.append(f"retune: only {len(backdoor.reactivation)} triggered images to retune with, {k} were wanted")

@@ -1,5 +1,6 @@
 """Checkpoints: strangers' files are read without running code, and written back as they came."""
 
+import argparse
 import json
 import os
 import pickle
@@ -93,7 +94,8 @@ def test_a_torch_file_is_written_back_as_it_came(tmp_path, arch, wrapping):
     model = model_of(arch)
     path = saved(tmp_path, WRAPPINGS[wrapping](plain_state(model)), _use_new_zipfile_serialization=wrapping != "legacy")
     checkpoint = read_checkpoint(path)
-    assert (checkpoint.format, checkpoint.header, checkpoint.sha256) == ("torch", None, sha256(path))
+    form = "legacy" if wrapping == "legacy" else "torch"
+    assert (checkpoint.format, checkpoint.header, checkpoint.sha256) == (form, None, sha256(path))
     notes = []
     again = checkpoint.classifier(preprocessing=GREY, classes=CLASSES, notes=notes)
     assert again.arch == model.arch
@@ -107,6 +109,7 @@ def test_a_torch_file_is_written_back_as_it_came(tmp_path, arch, wrapping):
             p.add_(1)
     save_checkpoint(again, tmp_path / "out.pt", like=checkpoint, provenance={"ignored": "by strangers' files"})
     before, after = (torch.load(p, weights_only=True) for p in (path, tmp_path / "out.pt"))
+    assert zipfile.is_zipfile(tmp_path / "out.pt") == zipfile.is_zipfile(path) == (form == "torch")
     assert flatten(before) == flatten(after)
     assert getattr(before, "_metadata", None) == getattr(after, "_metadata", None)
     back = read_checkpoint(tmp_path / "out.pt").classifier(preprocessing=GREY)
@@ -203,6 +206,24 @@ def test_what_was_assumed_is_said(tmp_path):
     assert "assumed 32x32 pixels, mean 0 and std 1" in notes[2]
 
 
+@pytest.mark.parametrize(
+    "beside",
+    [
+        lambda s: s,
+        lambda s: {"module": {f"module.{k}": v for k, v in s.items()}, "decay": 0.999},
+        lambda s: [{"shadow": dict(s)}],
+    ],
+)
+def test_a_second_copy_of_the_weights_is_warned_of(tmp_path, beside):
+    """Whoever loads the averaged weights of a purified file would load the backdoor."""
+    state = plain_state(model_of())
+    notes = read_checkpoint(
+        saved(tmp_path, {"model": state, "ema": beside(state), "optimizer": {"m": torch.ones(3)}})
+    ).notes
+    assert any(n.startswith("warning: ") and "again under ema: nothing purifies those" in n for n in notes)
+    assert any("tensors under optimizer: kept as they are" in n for n in notes)
+
+
 def test_the_file_wins_over_what_is_given_and_says_so(tmp_path):
     save_checkpoint(model_of(), tmp_path / "m.pt")
     other = Preprocessing(channels=1, height=8, width=8, mean=(0.0,), std=(1.0,))
@@ -285,6 +306,13 @@ def test_code_in_a_pickle_is_refused_and_does_not_run(tmp_path, write, name):
         with (tmp_path / name).open("rb") as file:
             torch.load(file, weights_only=False) if write in WRITERS[:2] else pickle.load(file)
     assert place.exists()
+
+
+def test_an_object_beside_the_weights_is_called_one(tmp_path):
+    """Training scripts save their arguments so; it is no attack, and is refused all the same."""
+    state = plain_state(model_of())
+    text = refused(saved(tmp_path, {"state_dict": state, "args": argparse.Namespace(lr=0.1)}))
+    assert "holds a Python object (argparse.Namespace), and reading one can run code: refused, nothing was run" in text
 
 
 def test_refusals_print_nothing_themselves(tmp_path, capfd):

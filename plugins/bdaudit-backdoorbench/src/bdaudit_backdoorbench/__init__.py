@@ -118,8 +118,9 @@ class BackdoorBench(Importer):
 def read_result(path: Path) -> Result:
     """Read one result file in the sandbox and check its model; errors name the file."""
     try:
-        fields = plain_dict(open_checkpoint(path, numpy=True).document, "it")
-        weights = weights_in({"model": plain_dict(fields.get("model"), "its 'model'")}, path)
+        content = open_checkpoint(path, numpy=True)
+        fields = plain_dict(content.document, "it")
+        weights = weights_in({"model": plain_dict(fields.get("model"), "its 'model'")}, content)
         resized = weights.prefix.endswith(RESIZED)
         match = _match(weights)
         # Early versions of some defenses save no number of classes.
