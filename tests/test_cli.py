@@ -338,6 +338,12 @@ def test_a_folder_that_is_not_ours_is_not_replaced(tmp_path: Path, capsys: pytes
     assert snapshot(tmp_path) == {"photos", "photos/me.jpg"}
 
 
+# Where the tests run in a background job, their children would ignore Ctrl-C as it does.
+INTERRUPTIBLE = (
+    "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); from bdaudit.cli.main import main; main()"
+)
+
+
 @pytest.mark.parametrize("name", ["demo", "purify", "audit"])
 def test_an_interrupted_command_leaves_nothing(name: str, case: Path) -> None:
     arguments = {
@@ -356,7 +362,7 @@ def test_an_interrupted_command_leaves_nothing(name: str, case: Path) -> None:
     }[name]
     before = snapshot(case)
     process = subprocess.Popen(
-        [sys.executable, "-c", "from bdaudit.cli.main import main; main()", *map(str, arguments)],
+        [sys.executable, "-c", INTERRUPTIBLE, *map(str, arguments)],
         stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"},
     )  # fmt: skip
     time.sleep(7)

@@ -29,7 +29,7 @@ LAYERS = [
     ("flow",),
     ("testing",),
     ("api",),
-    ("cli",),
+    ("cli", "__main__"),
 ]
 BASES = {"bdaudit.attacks.base", "bdaudit.attacks.triggers", "bdaudit.defenses.base", "bdaudit.probes.base"}
 KINDS = ("bdaudit.attacks", "bdaudit.defenses", "bdaudit.probes")

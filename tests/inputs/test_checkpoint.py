@@ -610,7 +610,7 @@ def test_what_could_not_be_read_back_is_not_written(tmp_path):
 
 
 def test_an_interrupt_while_writing_leaves_nothing(tmp_path, monkeypatch):
-    def interrupted(document, file):
+    def interrupted(document, file, **options):
         file.write(b"half")
         raise KeyboardInterrupt
 
