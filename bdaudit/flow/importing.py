@@ -26,6 +26,7 @@ from bdaudit.inputs.architectures import from_user
 from bdaudit.inputs.checkpoint import Checkpoint, save_checkpoint, save_weights
 from bdaudit.inputs.classifier import ArchSpec, Classifier
 from bdaudit.inputs.datasets import Dataset
+from bdaudit.inputs.files import read_small, visible
 from bdaudit.inputs.folders import folder_names, write_png
 from bdaudit.inputs.goal import Goal
 from bdaudit.inputs.images import read_image
@@ -37,6 +38,8 @@ from bdaudit.training.progress import say, track
 
 RECORD = "import.json"
 MODEL = "model.pt"
+MAX_BYTES = 16 << 20
+"""Of import.json."""
 SAMPLE = 100
 """Images that the imported model is tried on: enough to see that it was read rightly, quick even on a CPU."""
 
@@ -153,11 +156,11 @@ def write_import(
 def is_import(folder: Path) -> bool:
     """Whether a folder holds an import and nothing else (and so may be replaced by a new one)."""
     ours = {RECORD, MODEL, "flagged", "test_triggered", "clean", "train", "train.csv"}
-    others = {p.name for p in folder.iterdir()} - ours
+    others = visible(folder) - ours
     if not all(name.startswith("purified-") and name.endswith(".pt") for name in others):
         return False
     try:
-        ImportRecord.model_validate(json.loads((folder / RECORD).read_text(encoding="utf-8")))
+        ImportRecord.model_validate(json.loads(read_small(folder / RECORD, MAX_BYTES)))
     except (OSError, ValueError, ValidationError, RecursionError):
         return False
     return True

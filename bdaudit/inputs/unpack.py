@@ -6,27 +6,21 @@ alone. It reads no tensor data: the parent does, by offset, once it has checked 
 
 from __future__ import annotations
 
-import base64
 import io
 import json
 import pickletools
 import struct
 import tarfile
 import zipfile
-from collections import OrderedDict
-from dataclasses import dataclass, field
+from collections import deque
 from typing import IO, Any
 
+from bdaudit.inputs.description import Description
 from bdaudit.inputs.unpickle import (
     DTYPES,
-    ArrayNote,
     Foreign,
     Inert,
-    Named,
-    Ordered,
-    ParameterNote,
     Refused,
-    Size,
     Storage,
     Stream,
     TensorNote,
@@ -34,10 +28,6 @@ from bdaudit.inputs.unpickle import (
 
 MAX_PICKLE = 64 << 20
 MAX_HEADER = 32 << 20
-MAX_NODES = 2_000_000
-MAX_DEPTH = 100
-"""Of containers in containers: what lies deeper could be read and not be written back."""
-_MAX_INT_BITS = 1024
 _SAVE = "save model.state_dict() instead"
 _NEITHER = "is neither a torch nor a safetensors file; expected what torch.save(model.state_dict(), FILE) writes"
 _MAGIC, _PROTOCOL = 0x1950A86A20F9469CFC6C, 1001
@@ -48,35 +38,19 @@ _SAFETENSORS = {
 }  # fmt: skip
 
 
-@dataclass
-class Description:
-    """What a file holds. format: torch, legacy (its form before PyTorch 1.6) or safetensors. places: storage key -> (offset in the file, size in bytes)."""
-
-    format: str
-    document: object
-    places: dict[str, tuple[int, int]]
-    metadata: dict[str, str] = field(default_factory=dict)
-
-    def to_json(self) -> str:
-        """Write it as JSON that `checkpoint_read` understands."""
-        nodes = _Nodes(self.places)
-        root = nodes.add(self.document)
-        return json.dumps(
-            {
-                "format": self.format,
-                "root": root,
-                "nodes": nodes.rows,
-                "storages": nodes.storages,
-                "metadata": self.metadata,
-            }
-        )
-
-
 def describe(file: IO[bytes], size: int, *, numpy: bool = False) -> Description:
     """Tell what a file is by its content, and describe it. Raises Refused with the reason.
 
     numpy: also accept numpy's numbers and arrays of them, which torch's own loader refuses.
     """
+    try:
+        return _described(file, size, numpy)
+    except Foreign as e:
+        file.seek(0)
+        raise Refused(_foreign(e.name, file.read(MAX_PICKLE))) from e
+
+
+def _described(file: IO[bytes], size: int, numpy: bool) -> Description:
     start = file.read(512)
     file.seek(0)
     headed = start[8:9] == b"{" and int.from_bytes(start[:8], "little") < 1 << 34
@@ -142,8 +116,7 @@ def _zip(file: IO[bytes], size: int, numpy: bool) -> Description:
     found = {name: _place(file, size, entry) for name, entry in zip(names, entries, strict=True)}
     if "byteorder" in found and _bytes(file, found["byteorder"], 16) != b"little":
         raise Refused("was written on a machine of another byte order; save it again on this one")
-    pickled = _bytes(file, found["data.pkl"], MAX_PICKLE)
-    document, storages = _unpickle(io.BytesIO(pickled), numpy, pickled)
+    document, storages = _unpickle(io.BytesIO(_bytes(file, found["data.pkl"], MAX_PICKLE)), numpy)
     places = {}
     for key, storage in storages.items():
         place = found.get(f"data/{key}")
@@ -200,23 +173,20 @@ def _bytes(file: IO[bytes], place: tuple[int, int], most: int) -> bytes:
     return file.read(size)
 
 
-def _unpickle(stream: Stream, numpy: bool, whole: bytes) -> tuple[object, dict[str, Storage]]:
-    """Load one pickle; `whole` is searched for what it would have loaded further on."""
+def _unpickle(stream: Stream, numpy: bool) -> tuple[object, dict[str, Storage]]:
+    """Load one pickle. Raises Refused: Foreign itself, and what is damaged with its cause."""
     unpickler = Inert(stream, numpy=numpy)
     try:
         return unpickler.load(), unpickler.storages
-    except Foreign as e:
-        raise Refused(_foreign(e.name, whole)) from e
-    except Refused:
-        raise
-    except MemoryError:
+    except (Refused, MemoryError):
         raise
     except Exception as e:  # a stranger's bytes make the unpickler fail in any way there is
         raise Refused(f"is truncated, damaged or no model file ({type(e).__name__})") from e
 
 
-def _foreign(name: str, whole: bytes) -> str:
-    if name.startswith("torch.nn.modules.") or b"torch.nn.modules." in whole:
+def _foreign(name: str, content: bytes) -> str:
+    """Say what a name that no pickle of weights asks for makes of a file; `content` may tell of more such names."""
+    if name.startswith("torch.nn.modules.") or b"torch.nn.modules." in content:
         return f"is a whole pickled model, which runs code when read: refused, nothing was run; {_SAVE}"
     if name.startswith("torch"):
         return f"holds more than plain tensors ({name}): refused, nothing was run; {_SAVE}"
@@ -231,12 +201,11 @@ def _foreign(name: str, whole: bytes) -> str:
 
 
 class _Counted:
-    """A file from which at most MAX_PICKLE bytes can be read, and what was read of it."""
+    """A file from which at most MAX_PICKLE bytes can be read; `asked` is the most that was wanted at once."""
 
     def __init__(self, file: IO[bytes]) -> None:
         self._file = file
         self._left = MAX_PICKLE
-        self.seen = bytearray()
         self.asked = 0
 
     def read(self, n: int = -1) -> bytes:
@@ -253,39 +222,31 @@ class _Counted:
 
     def _taken(self, data: bytes) -> bytes:
         self._left -= len(data)
-        self.seen += data
         return data
 
 
 def _legacy(file: IO[bytes], size: int, numpy: bool) -> Description:
-    start = file.read(2)
+    start = file.read(1 << 20)
     file.seek(0)
+    # The oldest pickles have no mark at the start, and many a text begins like one.
+    marked = start.startswith(b"\x80")
     stream = _Counted(file)
     try:
-        magic, _ = _unpickle(stream, numpy, b"")
+        magic, _ = _unpickle(stream, numpy)
     except Refused as e:
-        whole = bytes(stream.seen) + file.read(MAX_PICKLE)
-        # The oldest pickles have no mark at the start, and many a text begins like one.
-        if start[:1] != b"\x80" and not _ends_as_pickle(whole):
+        if not marked and not _ends_as_pickle(start):
             raise Refused(_NEITHER) from e
-        if isinstance(e.__cause__, Foreign):
-            raise Refused(_foreign(e.__cause__.name, whole)) from e
         raise
     if magic != _MAGIC:
-        if start[:1] != b"\x80" and not isinstance(magic, dict):
+        if not marked and not isinstance(magic, dict):
             raise Refused(_NEITHER)
         raise Refused(f"is a pickle that torch.save did not write: refused, nothing was run; {_SAVE}")
-    protocol, _ = _unpickle(stream, numpy, b"")
-    system, _ = _unpickle(stream, numpy, b"")
+    protocol, _ = _unpickle(stream, numpy)
+    system, _ = _unpickle(stream, numpy)
     if protocol != _PROTOCOL or not isinstance(system, dict) or not system.get("little_endian", True):
         raise Refused("is truncated, damaged or of another byte order")
-    try:
-        document, storages = _unpickle(stream, numpy, b"")
-    except Refused as e:
-        if isinstance(e.__cause__, Foreign):
-            raise Refused(_foreign(e.__cause__.name, bytes(stream.seen) + file.read(MAX_PICKLE))) from e
-        raise
-    keys, _ = _unpickle(stream, numpy, b"")
+    document, storages = _unpickle(stream, numpy)
+    keys, _ = _unpickle(stream, numpy)
     if not isinstance(keys, list) or len(set(map(str, keys))) != len(keys) or set(keys) != set(storages):
         raise Refused("is truncated or damaged: its list of tensors does not fit them")
     places: dict[str, tuple[int, int]] = {}
@@ -307,10 +268,10 @@ def _is_pickle(file: IO[bytes], size: int) -> bool:
     """Whether torch.load might find a pickle where a safetensors file begins, with its length and a brace."""
     stream = _Counted(file)
     try:
-        magic, _ = _unpickle(stream, True, b"")
+        magic, _ = _unpickle(stream, True)
     except Refused as e:
         # What is damaged is none; what is refused was understood, and what asks for much could go on behind it.
-        return e.__cause__ is None or isinstance(e.__cause__, Foreign) or MAX_PICKLE < stream.asked < size
+        return e.__cause__ is None or MAX_PICKLE < stream.asked < size
     finally:
         file.seek(0)
     return magic == _MAGIC
@@ -318,9 +279,8 @@ def _is_pickle(file: IO[bytes], size: int) -> bool:
 
 def _ends_as_pickle(data: bytes) -> bool:
     try:
-        for _ in pickletools.genops(data[: 1 << 20]):
-            pass
-    except Exception:  # as above
+        deque(pickletools.genops(data), maxlen=0)
+    except Exception:  # as in `_unpickle`
         return False
     return True
 
@@ -384,101 +344,6 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _no_constant(name: str) -> object:
     raise ValueError(f"{name} is no number")
-
-
-# The description as JSON: one row per container or tensor, shared ones once, inner ones first
-
-
-class _Nodes:
-    """Rows for everything that is not a plain number or text; a value is itself, or [its row]."""
-
-    def __init__(self, places: dict[str, tuple[int, int]]) -> None:
-        self.rows: list[list[Any]] = []
-        self.storages: list[list[int]] = []
-        self._places = places
-        self._storage_rows: dict[str, int] = {}
-        self._done: dict[int, int] = {}
-
-    def add(self, root: object) -> Any:
-        """Add a value with all that is in it, without recursion, and return how to refer to it."""
-        open_: set[int] = set()
-        todo: list[tuple[object, bool]] = [(root, False)]
-        while todo:
-            value, inner_done = todo.pop()
-            if _plain(value) or id(value) in self._done:
-                continue
-            if inner_done:
-                open_.discard(id(value))
-                self._done[id(value)] = len(self.rows)
-                self.rows.append(self._row(value))
-                if len(self.rows) > MAX_NODES:
-                    raise Refused(f"holds more than {MAX_NODES} objects, more than any model needs")
-                continue
-            if id(value) in open_:
-                raise Refused("holds a container that contains itself")
-            if len(open_) == MAX_DEPTH:
-                raise Refused(f"holds containers nested more than {MAX_DEPTH} deep")
-            open_.add(id(value))
-            todo.append((value, True))
-            todo.extend((part, False) for part in _inside(value))
-        return self._ref(root)
-
-    def _ref(self, value: object) -> Any:
-        return value if _plain(value) else [self._done[id(value)]]
-
-    def _row(self, value: object) -> list[Any]:
-        match value:
-            case Ordered():
-                pairs = [[self._ref(k), self._ref(v)] for k, v in OrderedDict.items(value)]
-                return ["odict", pairs, self._ref(value.metadata)]
-            case dict():
-                return ["dict", [[self._ref(k), self._ref(v)] for k, v in value.items()]]
-            case Size():
-                return ["size", list(value)]
-            case list() | tuple() | set():
-                return [type(value).__name__, [self._ref(part) for part in value]]
-            case bytes() | bytearray():
-                return [type(value).__name__, base64.b64encode(value).decode()]
-            case TensorNote():
-                where = self._storage(value.storage)
-                return ["tensor", where, value.dtype, value.offset, value.shape, value.stride, value.requires_grad]
-            case ParameterNote():
-                return ["parameter", self._ref(value.tensor), value.requires_grad]
-            case Named(kind="dtype" | "device"):
-                return [value.kind, value.name]
-            case ArrayNote():
-                data = base64.b64encode(value.data).decode()
-                return ["array", value.dtype, list(value.shape), value.fortran, data]
-        raise Refused(f"holds a value that is no data ({type(value).__name__})")
-
-    def _storage(self, storage: Storage) -> int:
-        if storage.key not in self._storage_rows:
-            self._storage_rows[storage.key] = len(self.storages)
-            self.storages.append(list(self._places[storage.key]))
-        return self._storage_rows[storage.key]
-
-
-def _plain(value: object) -> bool:
-    if type(value) is int:
-        if value.bit_length() > _MAX_INT_BITS:
-            raise Refused(f"holds a number of {value.bit_length()} bits")
-        return True
-    return value is None or type(value) in (bool, float, str)
-
-
-def _inside(value: object) -> list[Any]:
-    match value:
-        case Ordered():
-            return [*OrderedDict.keys(value), *OrderedDict.values(value), value.metadata]
-        case dict():
-            return [*value.keys(), *value.values()]
-        case Size():
-            return []
-        case list() | tuple() | set():
-            return list(value)
-        case ParameterNote():
-            return [value.tensor]
-    return []
 
 
 def main(file: IO[bytes], size: int, arguments: list[str]) -> bytes:

@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torchvision import models
 
 from bdaudit.errors import CheckpointError, UsageError
 from bdaudit.inputs import architectures
@@ -161,7 +162,6 @@ def test_backdoorbenchs_names_are_known():
 
 
 def test_the_table_knows_every_network_of_torchvision_with_a_linear_head():
-    models = pytest.importorskip("torchvision").models
     listed = {name for name in models.list_models(module=models) if not name.startswith("squeezenet")}
     assert {name for counts in TABLE.values() for name in counts} == listed
 
