@@ -90,6 +90,7 @@ def audit(
     train: Images | None = None,
     run: PathLike | None = None,
     reference: PathLike | Classifier | None = None,
+    others: Sequence[PathLike | Classifier] = (),
     probes: Sequence[str | Probe] = DEFAULT_PROBES,
     options: Mapping[str, Any] | None = None,
     policy: Policy | PathLike | None = None,
@@ -106,6 +107,7 @@ def audit(
     run: a run folder, whose trigger is then known. Without one, `malicious` images are cut into disjoint parts
     for the defense, for reactivation and for evaluation. options: `name` for the defense, `probe.name` for
     probes. reference: a clean or exactly purified model; made by `ep` where the trigger is known.
+    others: further purified models, which the probe `transfer` tries its perturbations on.
     evaluate: images per rate, at most. out: a folder to write report.json, report.html and the purified model to.
     track: hand the finished report to the installed trackers.
     """
@@ -127,6 +129,7 @@ def audit(
             train=train,
             run=opened,
             reference=reference,
+            others=others,
             tuned_elsewhere=purified is not None,
             min_triggered=rules.min_triggered,
             rng=generator(seed),

@@ -16,6 +16,13 @@ from bdaudit.cli.common import Configured, PluginName, check_options, common, js
 @model_inputs
 @click.option("--reference", type=click.Path(path_type=Path), help="A clean or exactly purified model, as a control.")
 @click.option(
+    "--transfer-to",
+    "others",
+    type=click.Path(path_type=Path),
+    multiple=True,
+    help="Another purified model, for the probe `transfer`; can be given again.",
+)
+@click.option(
     "--probe", "probes", type=PluginName("probe"), multiple=True, help="Which probes to run.  [default: retune, qra]"
 )
 @click.option("--policy", type=click.Path(path_type=Path), help="A TOML file with the bounds to judge by.")
@@ -37,6 +44,7 @@ def command(
     train: Path | None,
     attack_run: Path | None,
     reference: Path | None,
+    others: tuple[Path, ...],
     probes: tuple[str, ...],
     policy: Path | None,
     evaluate: int,
@@ -73,6 +81,7 @@ def command(
             train=train,
             run=attack_run,
             reference=reference,
+            others=others,
             probes=probes or api.DEFAULT_PROBES,
             options=check_options(options),
             policy=policy,

@@ -41,6 +41,7 @@ class Evidence:
     test: Pool | None = None
     backdoor: Backdoor | None = None
     reference: Classifier | None = None
+    others: dict[str, Classifier] = field(default_factory=dict)
     sources: dict[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     shortfall: str = ""
@@ -63,6 +64,7 @@ class Evidence:
             "suspect": self.suspect,
             "purified": purified,
             "reference": self.reference,
+            "others": self.others or None,
             "benign": self.benign,
             "backdoor": self.backdoor,
             "test": self.test,

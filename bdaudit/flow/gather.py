@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -69,6 +70,7 @@ def audit_evidence(
     train: Images | None = None,
     run: Run | None = None,
     reference: PathLike | Classifier | None = None,
+    others: Sequence[PathLike | Classifier] = (),
     tuned_elsewhere: bool,
     min_triggered: int,
     rng: torch.Generator,
@@ -107,9 +109,22 @@ def audit_evidence(
         source = "given" if isinstance(reference, Classifier) else one_line(Path(reference).name)
         made = open_second(reference, suspect)
         evidence = replace(evidence, reference=made, sources=evidence.sources | {"reference": source})
+    if others:
+        evidence = replace(evidence, others=open_others(others, suspect))
     if defense is not None and not evidence.shortfall:
         defense.grant(evidence.for_defense(rng) | {"fresh": model})  # says what is missing before any work
     return evidence
+
+
+def open_others(models: Sequence[PathLike | Classifier], suspect: Suspect) -> dict[str, Classifier]:
+    """Open further purified models, each under a name of its own: its file's, numbered where two are the same."""
+    opened: dict[str, Classifier] = {}
+    for i, model in enumerate(models):
+        name = one_line(Path(model).name, 40) if isinstance(model, str | Path) else f"model {i + 1}"
+        if name in opened:
+            name = f"{name} ({i + 1})"
+        opened[name] = open_second(model, suspect)
+    return opened
 
 
 def default_clean(suspect: Suspect, clean: Images | None, run: Run | None) -> Images:

@@ -22,12 +22,13 @@ from bdaudit.training.loop import Recipe, tune
 class Backdoor:
     """Triggered images to reactivate with, and others, disjoint from them, to evaluate on.
 
-    source: `trigger` where the attacker's trigger is known, `flagged` where only some of its images are.
+    source: `trigger` where the attacker's trigger is known, `flagged` where only some of its images are, `inverted`
+    where nothing is and a trigger that was reverse-engineered from the model stands in (a proxy).
     reactivation, evaluation: triggered images with their TRUE labels, `UNKNOWN` in the second case.
     """
 
     goal: Goal
-    source: Literal["trigger", "flagged"]
+    source: Literal["trigger", "flagged", "inverted"]
     reactivation: Pool
     evaluation: Pool
 
@@ -55,11 +56,18 @@ class Probe(Plugin):
     @final
     def run(self, available: Mapping[str, Any]) -> Measurement:
         """Call `measure` with exactly the inputs it names, on private copies of the models."""
-        inputs = {k: v.clone() if isinstance(v, Classifier) else v for k, v in self.grant(available).items()}
+        inputs = {k: _private(v) for k, v in self.grant(available).items()}
         result = self.measure(**inputs)
         if not isinstance(result, Measurement):
             raise PluginError(f"{self.name}.measure returned {type(result).__name__}, expected a Measurement")
         return result
+
+
+def _private(value: Any) -> Any:
+    """Copy a model, or several by name; all else is frozen."""
+    if isinstance(value, dict):
+        return {name: _private(v) for name, v in value.items()}
+    return value.clone() if isinstance(value, Classifier) else value
 
 
 def retuning_recipe(pool: Pool, *, epochs: int = 5, lr: float = 0.01, batch_size: int = 128) -> Recipe:

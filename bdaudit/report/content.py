@@ -47,6 +47,9 @@ METRICS = {
     "der": ("DER", "defense effectiveness: attack success removed, less the clean accuracy lost; 50% is no effect"),
 }  # fmt: skip
 
+NUMBERS = frozenset({"distance", "t_asr20", "mcnemar_p"})
+"""Metrics that are no fractions, and are never written as a percentage."""
+
 STAGES = {
     "evaluation": "Before and after purification",
     "retune": "After retuning (RA)",
@@ -74,19 +77,20 @@ def clean(text: object, limit: int = 300) -> str:
     return one_line(" ".join(str(text)[: 8 * limit].split()), limit)
 
 
-def figure(value: float) -> str:
+def figure(value: float, metric: str = "") -> str:
     """Write a fraction as people read it, and anything else as a number."""
-    return f"{100 * value:.1f}%" if abs(value) <= 1 else f"{value:.4g}"
+    return f"{100 * value:.1f}%" if abs(value) <= 1 and metric not in NUMBERS else f"{value:.3g}"
 
 
 def rate(finding: Finding, *, spread: bool = True) -> str:
     """Write a rate with its interval and its spread: `12.3% [10.1, 14.8] sd 3.0`."""
-    text = figure(finding.value)
+    name = finding.metric
+    text = figure(finding.value, name)
     ends = [e for e in (finding.low, finding.high) if e is not None]
     if len(ends) == 2:
-        text += f" [{', '.join(figure(e).rstrip('%') for e in ends)}]"
+        text += f" [{', '.join(figure(e, name).rstrip('%') for e in ends)}]"
     if spread and finding.spread is not None:
-        text += f" sd {figure(finding.spread).rstrip('%')}"
+        text += f" sd {figure(finding.spread, name).rstrip('%')}"
     return text
 
 

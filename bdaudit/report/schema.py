@@ -48,7 +48,7 @@ class Finding(_Document):
         description="Whose figure it is; `null`: a model retuned or queried with a trigger it never saw."
     )
     metric: str = Field(description="c_acc, asr, robust_acc, der; o_ before reactivation, p_ after it.")
-    value: float = Field(description="A fraction in [0, 1]; the mean over seeds.")
+    value: float = Field(description="A fraction, unless the metric is a number of another kind; the mean over seeds.")
     low: float | None = Field(description="Lower end of the 95% Wilson interval over n images.")
     high: float | None = Field(description="Upper end of the 95% Wilson interval over n images.")
     n: int | None = Field(description="Images that count.")
@@ -58,7 +58,7 @@ class Finding(_Document):
 
 
 class Exhibit(_Document):
-    """A curve or a picture that hangs off the finding it explains."""
+    """A curve, a map or a picture that hangs off the finding it explains."""
 
     probe: str
     metric: str
@@ -68,6 +68,10 @@ class Exhibit(_Document):
     y_label: str = ""
     curves: dict[str, list[float]] = Field(default_factory=dict, description="Name -> y values over x.")
     x: list[float] = Field(default_factory=list)
+    x_names: list[str] = Field(default_factory=list, description="Names of the places on the x axis, e.g. layers.")
+    points: dict[str, list[tuple[float, float]]] = Field(
+        default_factory=dict, description="Name -> places on a map, e.g. features in two dimensions."
+    )
     picture: str = Field("", description="A PNG image, base64.")
 
 

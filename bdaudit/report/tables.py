@@ -71,9 +71,9 @@ def flat(report: Report) -> Table:
     kept, left_out = cut(report.findings, LISTED)
     rows = [
         [
-            clean(f.probe, 60), f.subject, clean(f.variant, 60), clean(f.metric, 60), figure(f.value),
-            *("" if e is None else figure(e) for e in (f.low, f.high)),
-            count(f.n), count(f.seeds), "" if f.spread is None else figure(f.spread),
+            clean(f.probe, 60), f.subject, clean(f.variant, 60), clean(f.metric, 60), figure(f.value, f.metric),
+            *("" if e is None else figure(e, f.metric) for e in (f.low, f.high)),
+            count(f.n), count(f.seeds), "" if f.spread is None else figure(f.spread, f.metric),
         ]
         for f in kept
     ]  # fmt: skip

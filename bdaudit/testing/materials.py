@@ -65,8 +65,10 @@ def materials() -> Materials:
 
 
 def digest(value: object) -> str:
-    """Hash a pool, a trigger, a model or a backdoor; '' for what cannot be changed in place."""
+    """Hash a pool, a trigger, a model, several of them, or a backdoor; '' for what cannot be changed in place."""
     match value:
+        case dict():
+            return "".join(digest(part) for part in value.values())
         case Classifier():
             modes = [value.training, *(p.requires_grad for p in value.parameters())]
             return weights_digest(value) + str(modes)
@@ -101,5 +103,6 @@ def _template() -> Materials:
         test=test,
         backdoor=known_backdoor(trigger, goal, benign, test),
         reference=model(1),
+        others={"another": model(4)},
     )
     return Materials(evidence, fresh=model(2), purified=model(3), training=training)
