@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from bdaudit import plugins
 from bdaudit.defenses.fst import FST
+from bdaudit.errors import OptionError
 from bdaudit.flow.evidence import known_backdoor
 from bdaudit.flow.run import Run
 from bdaudit.inputs.classifier import Classifier
@@ -135,6 +136,39 @@ class TestRetuning:
         assert curve.x == [0, 1, 2, 3]
         assert {"purified", "reference", "null: patch", "null: noise", "null: stripes"} == set(curve.curves)
         assert all(len(ys) == 4 for ys in curve.curves.values())
+
+    @pytest.mark.parametrize(
+        ("attack", "classes", "options", "expected"),
+        [
+            ("badnets", 10, {}, 5),
+            ("blended", 10, {}, 1),
+            ("blended", 100, {}, 10),
+            ("ssba", 10, {}, 10),
+            ("", 10, {}, 5),
+            ("blended", 10, {"poisoned": 7}, 7),
+            ("badnets", 10, {"preset": "blended"}, 1),
+            ("badnets", 200, {"preset": "ssba"}, 35),
+        ],
+    )
+    def test_the_count_is_the_papers_for_the_attack(
+        self, digits: Pool, attack: str, classes: int, options: dict[str, Any], expected: int
+    ) -> None:
+        """B.2: CIFAR-10 BadNets 5, Blended 1, SSBA 10; CIFAR-100 and Tiny 25, 10, 35; unknown ones as BadNets."""
+        backdoor = Backdoor(Goal(0, classes), "trigger", digits.first(9), digits.first(9), attack)
+        assert Retune.parse(options).count(backdoor, 1000) == expected
+        assert Retune.parse(options).count(backdoor, 2) == 1
+
+    def test_an_unknown_preset_is_named(self) -> None:
+        with pytest.raises(OptionError, match="auto or one of badnets, blended, ssba, lc"):
+            Retune.parse({"preset": "blend"})
+
+    def test_the_excess_over_each_control_comes_with_an_interval(self, evidence: dict[str, Any]) -> None:
+        result = quick(Retune).run(evidence | {"rng": generator(0)})
+        rows = {f.variant: f for f in result.findings if f.metric == "excess"}
+        assert set(rows) == {"over reference", "over patch", "over noise", "over stripes"}
+        p_asr = {f.subject: f.value for f in result.findings if f.metric == "p_asr" and not f.variant}
+        assert rows["over reference"].value == pytest.approx(p_asr["purified"] - p_asr["reference"])
+        assert all(f.low is not None and f.high is not None and f.low <= f.value <= f.high for f in rows.values())
 
     def test_null_triggers_come_from_several_families_and_differ_from_the_real_one(self, run: Run) -> None:
         nulls = null_triggers((1, 16, 16), generator(0))

@@ -18,10 +18,10 @@ from bdaudit.inputs.architectures import fresh
 from bdaudit.inputs.classifier import Classifier
 from bdaudit.probes.base import Probe
 from bdaudit.report.schema import Exhibit, Finding, Granted, Policy, Report, Subject
-from bdaudit.report.statistics import rate_finding
+from bdaudit.report.statistics import change_findings, rate_finding
 from bdaudit.report.verdict import judge
 from bdaudit.runtime import Runtime, generator, spawn
-from bdaudit.training.metrics import accuracy, attack_rates, der
+from bdaudit.training.metrics import Rate, accuracy, attack_rates, der
 from bdaudit.training.progress import say
 
 
@@ -68,7 +68,8 @@ def audit(
     notes += evidence.notes
     if evidence.shortfall:
         if evidence.test is not None and len(evidence.test):
-            findings += _accuracy_findings(evidence, {"suspect": evidence.suspect})
+            rate = accuracy(evidence.suspect, evidence.test)
+            findings.append(rate_finding("evaluation", "suspect", "c_acc", rate))
     else:
         if defense is not None:
             say(f"purifying with {defense.name}")
@@ -151,25 +152,25 @@ def _evaluation(evidence: Evidence, purified: Classifier) -> list[Finding]:
     subjects: dict[Subject, Classifier] = {"suspect": evidence.suspect, "purified": purified}
     if evidence.reference is not None:
         subjects["reference"] = evidence.reference
-    findings = _accuracy_findings(evidence, subjects)
     assert evidence.backdoor is not None
+    assert evidence.test is not None
+    findings: list[Finding] = []
+    rates: dict[tuple[Subject, str], Rate] = {}
     for subject, model in subjects.items():
         asr, robust = attack_rates(model, evidence.backdoor.evaluation, evidence.backdoor.goal)
-        findings.append(rate_finding("evaluation", subject, "o_asr", asr))
+        measured = {"c_acc": accuracy(model, evidence.test), "o_asr": asr}
         if evidence.backdoor.labels_known:
-            findings.append(rate_finding("evaluation", subject, "robust_acc", robust))
-    value = {(f.subject, f.metric): f.value for f in findings}
-    rating = der(
-        value["suspect", "c_acc"], value["purified", "c_acc"], value["suspect", "o_asr"], value["purified", "o_asr"]
+            measured["robust_acc"] = robust
+        findings += [rate_finding("evaluation", subject, metric, rate) for metric, rate in measured.items()]
+        rates |= {(subject, metric): rate for metric, rate in measured.items()}
+    acc, asr_of = ([rates[s, m] for s in ("suspect", "purified")] for m in ("c_acc", "o_asr"))
+    rating = der(acc[0].value, acc[1].value, asr_of[0].value, asr_of[1].value)
+    findings.append(
+        Finding(probe="evaluation", subject="purified", metric="der", value=rating, low=None, high=None, n=None)
     )
-    row = Finding(probe="evaluation", subject="purified", metric="der", value=rating, low=None, high=None, n=None)
-    return [*findings, row]
-
-
-def _accuracy_findings(evidence: Evidence, subjects: dict[Subject, Classifier]) -> list[Finding]:
-    assert evidence.test is not None
-    test = evidence.test
-    return [rate_finding("evaluation", s, "c_acc", accuracy(m, test)) for s, m in subjects.items()]
+    for metric in ("c_acc", "o_asr"):
+        findings += change_findings("change", "purified", metric, rates["suspect", metric], rates["purified", metric])
+    return findings
 
 
 def _options(defense: Defense | None) -> dict[str, Any]:

@@ -28,7 +28,7 @@ class Evidence:
     """What is known about a suspect model. Each field may be missing; plugins say what they cannot do without.
 
     clean, malicious, train, trigger: for the defense. benign, backdoor, test: for probes and evaluation,
-    which no defense may see. sources: where each came from, in words.
+    which no defense may see. attack: which one a run folder records. sources: where each came from, in words.
     """
 
     suspect: Classifier
@@ -41,6 +41,7 @@ class Evidence:
     test: Pool | None = None
     backdoor: Backdoor | None = None
     reference: Classifier | None = None
+    attack: str = ""
     others: dict[str, Classifier] = field(default_factory=dict)
     sources: dict[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
@@ -109,6 +110,7 @@ def from_run(evidence: Evidence, run: Run, rng: torch.Generator, notes: list[str
     return replace(
         evidence,
         goal=run.goal,
+        attack=run.record.attack,
         trigger=run.trigger,
         benign=benign,
         test=test,
@@ -213,6 +215,7 @@ def settle(evidence: Evidence, images: int, min_triggered: int, rng: torch.Gener
         backdoor = known_backdoor(evidence.trigger, goal, benign, test)
     if backdoor is None or goal is None or benign is None or test is None:
         raise UsageError("an audit needs triggered images: give --malicious DIR or --attack RUN")
+    backdoor = replace(backdoor, attack=evidence.attack)
     evidence = replace(evidence, backdoor=backdoor)
     sizes = {
         "held-out clean images of other classes than the target": int(goal.counted(test.labels).sum()),

@@ -7,8 +7,9 @@ from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal, final
 
 import torch
+from pydantic import field_validator
 
-from bdaudit.contract import Plugin
+from bdaudit.contract import Plugin, option
 from bdaudit.errors import PluginError
 from bdaudit.inputs.classifier import Classifier
 from bdaudit.inputs.goal import Goal
@@ -16,6 +17,10 @@ from bdaudit.inputs.pool import UNKNOWN, Pool
 from bdaudit.report.schema import Measurement
 from bdaudit.training.augment import Augment
 from bdaudit.training.loop import Recipe, tune
+
+PAPER_COUNTS = {"badnets": (5, 25), "blended": (1, 10), "ssba": (10, 35), "lc": (2, 2)}
+"""Poisoned images in a retuning set of a thousand: on CIFAR-10, and on CIFAR-100 and Tiny-ImageNet (SS B.2; the last has no LC)."""
+MANY_CLASSES = 100
 
 
 @dataclass(frozen=True)
@@ -25,12 +30,14 @@ class Backdoor:
     source: `trigger` where the attacker's trigger is known, `flagged` where only some of its images are, `inverted`
     where nothing is and a trigger that was reverse-engineered from the model stands in (a proxy).
     reactivation, evaluation: triggered images with their TRUE labels, `UNKNOWN` in the second case.
+    attack: what implanted it, where a run folder says so.
     """
 
     goal: Goal
     source: Literal["trigger", "flagged", "inverted"]
     reactivation: Pool
     evaluation: Pool
+    attack: str = ""
 
     def draw(self, k: int, rng: torch.Generator) -> Pool:
         """Draw up to k triggered rows at random, labelled as the attacker wants them."""
@@ -61,6 +68,30 @@ class Probe(Plugin):
         if not isinstance(result, Measurement):
             raise PluginError(f"{self.name}.measure returned {type(result).__name__}, expected a Measurement")
         return result
+
+
+class Retuning(Probe):
+    """Options shared by the probes that retune on a few poisoned images, or imitate that."""
+
+    preset: str = option(
+        "auto", "whose count of poisoned images: badnets, blended, ssba, lc; auto: the run's attack", cite="SS B.2"
+    )
+    poisoned: int = option(
+        0, "poisoned images that replace benign ones, in a thousand; 0: the preset's", cite="SS B.2", ge=0
+    )
+
+    @field_validator("preset")
+    @classmethod
+    def _known(cls, preset: str) -> str:
+        if preset not in ("auto", *PAPER_COUNTS):
+            raise ValueError(f"should be auto or one of {', '.join(PAPER_COUNTS)}")
+        return preset
+
+    def count(self, backdoor: Backdoor, size: int, of: int = 1000) -> int:
+        """How many of `size` benign images are replaced: the option, else the paper's count for this attack."""
+        attack = backdoor.attack if self.preset == "auto" else self.preset
+        few, many = PAPER_COUNTS.get(attack, PAPER_COUNTS["badnets"])
+        return poison_count(self.poisoned or (few if backdoor.goal.num_classes < MANY_CLASSES else many), size, of)
 
 
 def _private(value: Any) -> Any:

@@ -13,16 +13,16 @@ from bdaudit.hookspecs import hookimpl
 from bdaudit.inputs.classifier import Classifier
 from bdaudit.inputs.goal import Goal
 from bdaudit.inputs.pool import Pool
-from bdaudit.probes.base import Backdoor, Probe, poison_count, retuned, retuning_recipe
+from bdaudit.probes.base import Backdoor, Probe, Retuning, retuned, retuning_recipe
 from bdaudit.report.schema import Exhibit, Finding, Measurement, Subject
-from bdaudit.report.statistics import rate_finding
+from bdaudit.report.statistics import excess_finding, rate_finding
 from bdaudit.runtime import spawn
 from bdaudit.training.metrics import Rate, accuracy, attack_rates
 
-CURVE_IMAGES = 500
+CURVE_IMAGES, NULL_IMAGES = 250, 1000
 
 
-class Retune(Probe):
+class Retune(Retuning):
     """Retune on a handful of poisoned images among many benign ones and see whether the backdoor returns.
 
     Superficial Safety, section 3.2 and B.2 (RA): 5 BadNets images (Blended 1, SSBA 10, LC 2) in a benign
@@ -33,15 +33,11 @@ class Retune(Probe):
     name = "retune"
     quick_options = {"epochs": 1, "draws": 2, "benign_size": 64}
 
-    poisoned: int = option(
-        5,
-        "poisoned images that replace benign ones, out of `benign_size`; with fewer benign ones, fewer in proportion",
-        cite="SS B.2: BadNets 5, Blended 1, SSBA 10, LC 2",
-        ge=1,
-    )
     draws: int = option(3, "draws of poisoned images, each its own retuning", cite="cards 4.2", ge=1)
-    null_draws: int = option(1, "draws for each null trigger", ge=1)
-    benign_size: int = option(1000, "benign images to retune with, at most", cite="SS B.2", ge=2)
+    control_draws: int = option(1, "draws for the reference and for each null trigger", ge=1)
+    benign_size: int = option(
+        1000, "benign images to retune with; with fewer, fewer are poisoned in proportion", cite="SS B.2", ge=2
+    )
     epochs: int = option(5, "passes", cite="SS B.2", ge=1)
     lr: float = option(0.01, "learning rate, constant", cite="SS B.2: .01 CIFAR-10, .001 others", gt=0)
     batch_size: int = option(128, "images a step", cite="SS B.2", ge=2)
@@ -57,31 +53,39 @@ class Retune(Probe):
     ) -> Measurement:
         # A folder is read class by class: without a shuffle the first thousand images would lack classes.
         benign = benign.sample(self.benign_size, rng)
-        findings: list[Finding] = []
-        curves: dict[str, list[float]] = {}
-        subjects: list[tuple[Subject, Classifier]] = [("purified", purified)]
-        if reference is not None:
-            subjects.append(("reference", reference))
-        k = poison_count(self.poisoned, len(benign), self.benign_size)
-        nulls = null_triggers(benign.shape, spawn(rng))
+        k = self.count(backdoor, len(benign), self.benign_size)
+        unseen = {
+            family: null_backdoor(trigger, benign, test.sample(NULL_IMAGES, spawn(rng)), backdoor.goal)
+            for family, trigger in null_triggers(benign.shape, spawn(rng)).items()
+        }
         # Every subject meets the same draws.
         draw_seed, null_seed = spawn(rng).initial_seed(), spawn(rng).initial_seed()
+        findings: list[Finding] = []
+        curves: dict[str, list[float]] = {}
+        real: dict[Subject, list[Rate]] = {}
+        nulls: dict[str, list[Rate]] = {}
 
-        for subject, model in subjects:
-            runs = self._runs(model, benign, backdoor, k, self.draws, draw_seed, f"retune {subject}")
-            findings.append(rate_finding(self.name, subject, "p_asr", [asr[-1] for asr, _ in runs]))
-            kept = [accuracy(retuned_model, test) for _, retuned_model in runs]
-            findings.append(rate_finding(self.name, subject, "p_c_acc", kept))
+        subjects: list[tuple[Subject, Classifier, int]] = [("purified", purified, self.draws)]
+        if reference is not None:
+            subjects.append(("reference", reference, self.control_draws))
+        for subject, model, draws in subjects:
+            runs = self._runs(model, benign, backdoor, k, draws, draw_seed, f"retune {subject}")
+            real[subject] = [asr[-1] for asr, _ in runs]
+            findings.append(rate_finding(self.name, subject, "p_asr", real[subject]))
+            findings.append(rate_finding(self.name, subject, "p_c_acc", [accuracy(m, test) for _, m in runs]))
             curves[subject] = _mean_curve([asr for asr, _ in runs])
-            for family, trigger in nulls.items():
-                unseen = null_backdoor(trigger, benign, test, backdoor.goal)
+            for family, null in unseen.items():
                 what = f"retune {subject}, null {family}"
-                runs = self._runs(model, benign, unseen, k, self.null_draws, null_seed, what)
-                variant = f"{family} on {subject}"
-                findings.append(rate_finding(self.name, "null", "p_asr", [asr[-1] for asr, _ in runs], variant))
+                runs = self._runs(model, benign, null, k, self.control_draws, null_seed, what)
+                reached = [asr[-1] for asr, _ in runs]
+                findings.append(rate_finding(self.name, "null", "p_asr", reached, f"{family} on {subject}"))
                 if subject == "purified":
+                    nulls[family] = reached
                     curves[f"null: {family}"] = _mean_curve([asr for asr, _ in runs])
 
+        if "reference" in real:
+            findings.append(excess_finding(self.name, real["purified"], real["reference"], "reference", paired=True))
+        findings += [excess_finding(self.name, real["purified"], reached, family) for family, reached in nulls.items()]
         curve = Exhibit(
             probe=self.name,
             metric="p_asr",

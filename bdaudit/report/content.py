@@ -13,7 +13,8 @@ from itertools import islice
 from typing import Literal, TypeVar
 
 from bdaudit.errors import one_line
-from bdaudit.report.schema import Exhibit, Finding, Report, Verdict, controls_of
+from bdaudit.report.controls import comparisons, controls_of, family
+from bdaudit.report.schema import Exhibit, Finding, Report, Verdict
 
 T = TypeVar("T")
 Kind = Literal["attack", "reference", "null"]
@@ -44,14 +45,20 @@ METRICS = {
     "robust_acc": ("R-ACC", "triggered images still given their true class"),
     "o_robust_acc": ("R-ACC", "triggered images still given their true class"),
     "p_robust_acc": ("P-R-ACC", "triggered images still given their true class, after reactivation"),
+    "excess": ("excess", "P-ASR, less what the same treatment reaches without a backdoor"),
+    "c_acc_change": ("C-ACC change", "C-ACC after purification less before, over the same images"),
+    "c_acc_mcnemar_p": ("p (C-ACC)", "how likely a change at least as clear would be by chance (McNemar, exact)"),
+    "o_asr_change": ("O-ASR change", "O-ASR after purification less before, over the same images"),
+    "o_asr_mcnemar_p": ("p (O-ASR)", "how likely a change at least as clear would be by chance (McNemar, exact)"),
     "der": ("DER", "defense effectiveness: attack success removed, less the clean accuracy lost; 50% is no effect"),
 }  # fmt: skip
 
-NUMBERS = frozenset({"distance", "t_asr20", "mcnemar_p"})
+NUMBERS = frozenset({"distance", "t_asr20", "c_acc_mcnemar_p", "o_asr_mcnemar_p"})
 """Metrics that are no fractions, and are never written as a percentage."""
 
 STAGES = {
     "evaluation": "Before and after purification",
+    "change": "Purified against suspect, image by image",
     "retune": "After retuning (RA)",
     "qra": "After queries (QRA)",
 }
@@ -178,13 +185,11 @@ def _controls(report: Report, real: Finding) -> str:
         more = [f"{len(nulls) - 8} more"] if len(nulls) > 8 else []
         parts.append(f"{_and(shown + more)} with triggers that the model never saw")
     parts += [f"{figure(f.value)} on clean images" for f in cleans]
-    # As in the verdict: one null that jumps explains nothing, so of the nulls the weakest counts.
-    counting = [f.value for f in (*references, *cleans)]
-    counting += [min(f.value for f in nulls)] if nulls else []
-    excess = real.value - max(counting)
+    least = min(comparisons(report.findings, real), key=lambda c: c.low)
     text = f"{start}. The same treatment reaches {'; '.join(parts)}. "
-    text += f"The excess over these controls (of the never-seen triggers, over the weakest) is {_points(excess)} points"
-    text += f"; below {_points(report.policy.min_excess)} it is not taken for reactivation."
+    interval = f" [{_points(least.low)}, {_points(least.high)}]" if least.low < least.high else ""
+    text += f"The excess over these controls (of the never-seen triggers, over the weakest) is {_points(least.value)}"
+    text += f"{interval} points; below {_points(report.policy.min_excess)} it is not taken for reactivation."
     jumped = [_family(f) for f in nulls if _above(f, report.policy.max_p_asr)][:8]
     if jumped:
         verb = "s jump" if len(jumped) > 1 else " jumps"
@@ -282,7 +287,7 @@ def _above(finding: Finding, bound: float) -> bool:
 
 
 def _family(finding: Finding) -> str:
-    return clean(finding.variant.removesuffix(" on purified"), 40) or "unnamed"
+    return clean(family(finding), 40) or "unnamed"
 
 
 def _and(parts: Sequence[str]) -> str:

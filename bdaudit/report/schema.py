@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from enum import IntEnum
 from pathlib import Path
 from typing import Any, Literal
@@ -144,15 +143,6 @@ class Report(_Document):
 
     def to_json(self) -> str:
         return self.model_dump_json(indent=2) + "\n"
-
-
-def controls_of(findings: Sequence[Finding], probe: str) -> tuple[list[Finding], list[Finding], list[Finding]]:
-    """Pick a probe's controls: the reference, null triggers on the purified model, perturbed clean images."""
-    rows = [f for f in findings if f.probe == probe]
-    references = [f for f in rows if (f.subject, f.metric) == ("reference", "p_asr")][:1]
-    nulls = [f for f in rows if (f.subject, f.metric) == ("null", "p_asr") and not f.variant.endswith(" on reference")]
-    cleans = [f for f in rows if (f.subject, f.metric) == ("purified", "c_asr")][:1]
-    return references, nulls, cleans
 
 
 def read_report(path: Path) -> Report:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -16,10 +16,11 @@ from bdaudit.runtime import Runtime
 
 @dataclass(frozen=True)
 class Rate:
-    """k successes out of n images."""
+    """k successes out of n images; hits (bool (n,), on the CPU) tells which, where rates are to be compared."""
 
     successes: int
     n: int
+    hits: Tensor | None = field(default=None, compare=False, repr=False)
 
     @property
     def value(self) -> float:
@@ -29,7 +30,7 @@ class Rate:
     @classmethod
     def of(cls, hits: Tensor) -> Rate:
         """Count a boolean tensor."""
-        return cls(int(hits.sum()), hits.numel())
+        return cls(int(hits.sum()), hits.numel(), hits)
 
 
 @torch.inference_mode()

@@ -5,10 +5,20 @@ from __future__ import annotations
 import math
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bdaudit.report.statistics import images_needed, rate_finding, wilson
+from bdaudit.report.statistics import (
+    change_findings,
+    excess,
+    excess_finding,
+    images_needed,
+    mcnemar,
+    paired_change,
+    rate_finding,
+    wilson,
+)
 from bdaudit.training.metrics import Rate
 
 
@@ -84,3 +94,96 @@ def test_a_rate_over_no_images_is_refused() -> None:
     assert math.isnan(Rate(0, 0).value)
     with pytest.raises(ValueError, match="over no images"):
         rate_finding("evaluation", "suspect", "o_asr", Rate(0, 0))
+
+
+def hits(*pattern: tuple[int, bool]) -> Rate:
+    """Runs of successes and failures, one after the other."""
+    return Rate.of(torch.cat([torch.full((n,), value) for n, value in pattern]))
+
+
+def test_mcnemar_is_a_coin_toss_over_the_images_that_differ() -> None:
+    """Agresti (2013), table 11.1: 150 against 86 of 1,600 change sides; and twice P(at most 1 of 8 heads)."""
+    before = hits((150, True), (86, False), (794, True), (570, False))
+    after = hits((150, False), (86, True), (794, True), (570, False))
+    assert mcnemar(before, after) == pytest.approx(3.7e-5, rel=0.05)
+    assert mcnemar(hits((7, True), (1, False)), hits((7, False), (1, True))) == pytest.approx(2 * 9 / 256)
+    assert mcnemar(before, before) == 1.0
+
+
+def test_a_paired_change_is_narrower_than_two_rates_would_say() -> None:
+    """Bonett and Price: b = 150 lost, c = 86 won of 1,600 gives -.04 [-.059, -.021] (Agresti: Wald -.059, -.021)."""
+    before = hits((150, True), (86, False), (794, True), (570, False))
+    after = hits((150, False), (86, True), (794, True), (570, False))
+    assert paired_change(before, after) == pytest.approx((-0.04, -0.0588, -0.0211), abs=5e-4)
+    value, low, high = paired_change(before, before)
+    assert value == 0
+    assert low < 0 < high
+    assert high - low < 0.01
+
+
+def test_paired_comparisons_want_the_same_images() -> None:
+    with pytest.raises(ValueError, match="the same images"):
+        mcnemar(hits((3, True)), hits((4, True)))
+    with pytest.raises(ValueError, match="the same images"):
+        paired_change(Rate(1, 2), Rate(1, 2))
+
+
+def test_change_rows_hold_the_change_and_its_p_value() -> None:
+    before, after = hits((8, True), (2, False)), hits((6, True), (4, False))
+    change, p = change_findings("change", "purified", "c_acc", before, after)
+    assert (change.metric, change.value, change.n) == ("c_acc_change", pytest.approx(-0.2), 10)
+    assert (p.metric, p.value) == ("c_acc_mcnemar_p", 0.5)
+
+
+class TestExcess:
+    """The bootstrap over draws and images."""
+
+    @staticmethod
+    def draws(*rates: float, n: int = 400, seed: int = 0) -> list[Rate]:
+        rng = torch.Generator().manual_seed(seed)
+        return [Rate.of(torch.rand(n, generator=rng) < rate) for rate in rates]
+
+    def test_one_draw_gives_the_interval_of_two_independent_proportions(self) -> None:
+        [a], [b] = self.draws(0.6, n=1000), self.draws(0.3, n=1000, seed=1)
+        value, low, high = excess([a], [b])
+        error = math.sqrt(a.value * (1 - a.value) / 1000 + b.value * (1 - b.value) / 1000)
+        assert value == pytest.approx(a.value - b.value)
+        assert (high - low) / 2 == pytest.approx(1.96 * error, rel=0.1)
+
+    def test_draws_that_differ_widen_it(self) -> None:
+        """Three retunings at 30, 60 and 90% say far less about the next one than three at 60%."""
+        control = self.draws(0.05, seed=9)
+        agree, differ = (excess(self.draws(*r), control) for r in ((0.6, 0.6, 0.6), (0.3, 0.6, 0.9)))
+        assert agree[2] - agree[1] < 0.12
+        assert differ[2] - differ[1] > 0.4
+
+    def test_few_draws_are_not_too_certain(self) -> None:
+        """The standard error of a mean of k draws is s / sqrt(k), s over k - 1: the plain bootstrap falls short of it."""
+        sure = [hits((round(1000 * r), True), (1000 - round(1000 * r), False)) for r in (0.4, 0.5, 0.6)]
+        _, low, high = excess(sure, [hits((1000, False))])
+        expected = 1.96 * math.sqrt(0.1**2 / 3 + 0.5 * 0.5 / 1000 * 0.5)
+        assert (high - low) / 2 == pytest.approx(expected, rel=0.2)
+
+    def test_pairing_counts_what_both_sides_share_once(self) -> None:
+        """Against itself, on the same images and draws, nothing exceeds anything, for sure."""
+        same = self.draws(0.3, 0.5, 0.7)
+        assert excess(same, same, paired=True) == (0, 0, 0)
+        _, low, high = excess(same, same)
+        assert low < 0 < high
+
+    def test_it_covers_the_truth_as_often_as_it_says(self) -> None:
+        """Of a hundred repetitions with a true excess of 30 points, some 95 intervals hold it (8 draws)."""
+        truth = torch.Generator().manual_seed(3)
+        held = 0
+        for i in range(100):
+            levels = (0.5 + 0.08 * torch.randn(8, generator=truth)).tolist()
+            _, low, high = excess(self.draws(*levels, n=300, seed=2 * i), self.draws(0.2, n=300, seed=2 * i + 1))
+            held += low <= 0.3 <= high
+        assert 87 <= held <= 99
+
+    def test_the_row_names_the_control_and_counts_images_and_draws(self) -> None:
+        row = excess_finding("retune", self.draws(0.6, 0.5, 0.4), self.draws(0.1), "reference", paired=True)
+        assert (row.subject, row.metric, row.variant) == ("purified", "excess", "over reference")
+        assert (row.n, row.seeds) == (400, 3)
+        assert row.low is not None
+        assert row.low <= row.value
