@@ -135,7 +135,7 @@ def audit(
             rng=generator(seed),
         )
         other = open_second(purified, suspect) if purified is not None else None
-        report, result = flow.audit(
+        audited = flow.audit(
             evidence,
             defense=chosen,
             purified=other,
@@ -149,10 +149,12 @@ def audit(
             exhibits=_preview(opened),
         )
         if folder is not None:
-            write_audit(folder, report, result if chosen else None, suspect.checkpoint)
+            write_audit(
+                folder, audited.report, audited.purified if chosen else None, suspect.checkpoint, audited.artifacts
+            )
     if track:
-        tell_trackers(report, Path(out).resolve() if out is not None else None)
-    return report
+        tell_trackers(audited.report, Path(out).resolve() if out is not None else None)
+    return audited.report
 
 
 def attack(

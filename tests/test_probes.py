@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load
 from torch.nn import functional as F
 
 from bdaudit import plugins
@@ -15,12 +16,14 @@ from bdaudit.flow.evidence import known_backdoor
 from bdaudit.flow.run import Run
 from bdaudit.inputs.classifier import Classifier
 from bdaudit.inputs.goal import Goal
-from bdaudit.inputs.pool import Pool
+from bdaudit.inputs.pool import UNKNOWN, Pool, overlap
 from bdaudit.probes import base
-from bdaudit.probes.base import Backdoor, Probe, retuned
-from bdaudit.probes.qra import QRA, Generator
-from bdaudit.probes.retune import Retune, null_backdoor, null_triggers
-from bdaudit.report.schema import Measurement
+from bdaudit.probes.base import Backdoor, Probe, null_backdoor, null_triggers, retuned
+from bdaudit.probes.qra import QRA
+from bdaudit.probes.queries import Course, Generator, Perturbations, longest_gain
+from bdaudit.probes.retune import Retune
+from bdaudit.probes.transfer import Transfer
+from bdaudit.report.schema import Measurement, is_artifact
 from bdaudit.runtime import generator
 from bdaudit.training.augment import Augment
 from bdaudit.training.loop import Recipe
@@ -209,19 +212,113 @@ class TestQRA:
         purified, suspect = evidence["purified"], evidence["suspect"]
         mixed = Pool.concat([evidence["benign"].first(100), backdoor.reactivation.first(100)])
         target = predict_logits(suspect, mixed.images).log_softmax(1)
+        course = Course(QRA(hidden=256), 0.05, suspect.clone(), purified.clone(), None, mixed, 0)
 
-        def divergence(epochs: int) -> float:
-            probe = QRA(epochs=epochs, alpha=0.0, lr=0.05)
-            made = probe._train(suspect.clone(), purified.clone(), None, mixed, generator(0))
-            x = mixed.images.float() / 255
-            with torch.inference_mode():
-                logits = purified(made(x, purified.normalise(x)))
+        def divergence() -> float:
+            logits = predict_logits(purified, course.made(mixed.images))
             return F.kl_div(logits.log_softmax(1), target, log_target=True, reduction="batchmean").item()
 
-        assert divergence(30) < 0.8 * divergence(1)
+        course.run(1)
+        before = divergence()
+        course.run(29)
+        assert divergence() < 0.8 * before
+
+    @pytest.mark.parametrize("weighting", ["paper", "released"])
+    def test_the_loss_is_eq_2(self, evidence: dict[str, Any], weighting: str) -> None:
+        """KL + alpha CE in the paper, alpha KL + CE in the released code; unknown labels count in the first term only."""
+        backdoor: Backdoor = evidence["backdoor"]
+        purified, reference, suspect = (evidence[n].clone() for n in ("purified", "reference", "suspect"))
+        mixed = Pool.concat([evidence["benign"].first(8), backdoor.reactivation.first(8).labelled(UNKNOWN)])
+        course = Course(QRA(alpha=0.3, hidden=32, weighting=weighting), 0.1, suspect, purified, reference, mixed, 0)
+        x = mixed.images.float() / 255
+        perturbed = course.made.generator(x, purified.normalise(x))
+        p = suspect(x).softmax(1)
+        divergence = (p * (p.log() - purified(perturbed).log_softmax(1))).sum(1).mean()
+        against = -reference(perturbed[:8]).log_softmax(1).gather(1, mixed.labels[:8, None]).mean()
+        expected = divergence + 0.3 * against if weighting == "paper" else 0.3 * divergence + against
+        assert course._loss(torch.arange(16)).item() == pytest.approx(expected.item(), rel=1e-3)
+
+    def test_the_learning_rate_is_chosen_on_held_out_rows_that_are_neither_learnt_from_nor_judged_by(
+        self, evidence: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        learnt: list[Pool] = []
+        looked: list[Pool] = []
+        start, success = Course.__init__, Perturbations.success
+        monkeypatch.setattr(Course, "__init__", lambda self, *a: (learnt.append(a[5]), start(self, *a))[1])
+        monkeypatch.setattr(
+            Perturbations, "success", lambda self, m, pool, g: (looked.append(pool), success(self, m, pool, g))[1]
+        )
+        inputs = [evidence[n] for n in ("purified", "benign", "backdoor", "reference")]
+        made, how = QRA(epochs=2, images=60, hidden=32).perturbations(*inputs, generator(0))
+        assert made.generator.budget == 16 / 255
+        assert "learning rate 0.1 and" in how or "learning rate 0.02 and" in how
+        evaluated = evidence["backdoor"].evaluation
+        for pool in looked:
+            assert overlap(pool, learnt[0]) == overlap(pool, evaluated) == 0
+        assert overlap(learnt[0], evaluated) == 0
+        assert len(learnt) == 2
+
+    def test_training_stops_when_more_of_it_gains_nothing(self) -> None:
+        """The better of two courses is followed until two looks in a row bring nothing; its best look is kept."""
+
+        class Told:
+            """A course whose gains are known beforehand."""
+
+            def __init__(self, lr: float, gains: list[float]) -> None:
+                self.lr, self.gains, self.epochs = lr, gains, 0
+                self.made = Perturbations(torch.nn.Identity(), None)  # type: ignore[arg-type]
+
+            def run(self, epochs: int) -> None:
+                self.epochs += epochs
+
+        worse, better = Told(0.1, [0.1, 0.2]), Told(0.02, [0.0, 0.3, 0.6, 0.5, 0.6, 0.9])
+        order = iter([(worse, 0), (better, 0), (worse, 1), (better, 1), *((better, i) for i in range(2, 6))])
+
+        def gain(_: Perturbations) -> float:
+            course, i = next(order)
+            return course.gains[i]
+
+        best = longest_gain([worse, better], gain, 50)  # type: ignore[list-item]
+        assert (best.lr, best.epochs, best.gain) == (0.02, 15, 0.6)
+        assert (worse.epochs, better.epochs) == (10, 25)
 
     def test_both_rates_are_measured_on_both_models(self, evidence: dict[str, Any]) -> None:
         result: Measurement = quick(QRA).run(evidence | {"rng": generator(0)})
         rows = {(f.subject, f.metric) for f in result.findings}
-        assert rows == {(s, m) for s in ("purified", "reference") for m in ("p_asr", "c_asr")}
+        both = {(s, m) for s in ("purified", "reference") for m in ("p_asr", "c_asr")}
+        assert rows == both | {("null", "p_asr"), ("purified", "excess")}
+        excess = {f.variant for f in result.findings if f.metric == "excess"}
+        assert excess == {"over clean images", "over reference", "over patch", "over noise", "over stripes"}
         assert result.exhibits[0].picture
+
+    def test_the_generator_is_kept(self, evidence: dict[str, Any]) -> None:
+        """What was found can be tried again: the file rebuilds the generator, budget and all."""
+        result: Measurement = quick(QRA).run(evidence | {"rng": generator(0)})
+        [(name, content)] = result.artifacts.items()
+        weights = load(content)
+        made = Generator((1, 16, 16), 64, 3, 16 / 255)
+        made.load_state_dict(weights)
+        assert is_artifact(name)
+        assert "artifacts" not in result.model_dump()
+
+
+class TestTransfer:
+    """Superficial Safety, section 3.3, Figure 3."""
+
+    def test_one_other_model_is_tried_once_several_in_a_matrix(self, evidence: dict[str, Any]) -> None:
+        def pairs(*names: str) -> set[str]:
+            others = dict.fromkeys(names, evidence["suspect"])
+            result = quick(Transfer).run(evidence | {"others": others, "rng": generator(0)})
+            return {f.variant for f in result.findings if f.metric == "transfer_p_asr"}
+
+        assert pairs("a") == {"made on this model, tried on a"}
+        made = ("this model", "a", "b")
+        assert pairs("a", "b") == {f"made on {i}, tried on {j}" for i in made for j in made if i != j}
+
+    def test_a_model_takes_its_own_perturbations_best(self, evidence: dict[str, Any]) -> None:
+        """Tried on the very model that they were made on they do what qra reports; the diagonal is left to qra."""
+        inputs = evidence | {"others": {"twin": evidence["purified"]}, "rng": generator(0)}
+        [rate] = [f.value for f in quick(Transfer).run(inputs).findings if f.metric == "transfer_p_asr"]
+        own = quick(QRA).run(evidence | {"rng": generator(0)})
+        [expected] = [f.value for f in own.findings if (f.subject, f.metric) == ("purified", "p_asr")]
+        assert rate == pytest.approx(expected, abs=0.25)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -23,6 +24,15 @@ from bdaudit.report.verdict import judge
 from bdaudit.runtime import Runtime, generator, spawn
 from bdaudit.training.metrics import Rate, accuracy, attack_rates, der
 from bdaudit.training.progress import say
+
+
+@dataclass(frozen=True)
+class Audited:
+    """What an audit comes to: its report, the purified model if there is one, and the files that probes left."""
+
+    report: Report
+    purified: Classifier | None
+    artifacts: dict[str, bytes]
 
 
 def purify(defense: Defense, evidence: Evidence, seed: int) -> tuple[Classifier, list[Granted]]:
@@ -48,11 +58,11 @@ def audit(
     inputs: dict[str, Any] | None = None,
     options: dict[str, Any] | None = None,
     exhibits: Sequence[Exhibit] = (),
-) -> tuple[Report, Classifier | None]:
+) -> Audited:
     """Audit a suspect model after `defense`, or one that somebody else `purified`; exactly one of them is given.
 
     reference_defense: makes the exactly purified reference where the trigger is known and no reference was
-    given. evaluate: images per rate, at most. Returns the report and the purified model.
+    given. evaluate: images per rate, at most.
     """
     policy = policy or Policy()
     started, clock = datetime.now(UTC).isoformat(timespec="seconds"), time.perf_counter
@@ -63,6 +73,7 @@ def audit(
     findings: list[Finding] = []
     shown = list(exhibits)
     notes: list[str] = []
+    artifacts: dict[str, bytes] = {}
 
     evidence = settle(evidence, evaluate, policy.min_triggered, rng)
     notes += evidence.notes
@@ -98,6 +109,7 @@ def audit(
             findings += measurement.findings
             shown += measurement.exhibits
             notes += measurement.notes
+            artifacts |= measurement.artifacts
             seconds[probe.name] = clock() - start
 
     verdict, reasons, outcomes = judge(findings, policy, evidence.shortfall)
@@ -109,6 +121,7 @@ def audit(
         "reference": evidence.sources.get("reference", "none"),
         "evaluate": evaluate,
         **(options or {}),
+        **({"artifacts": {k: hashlib.sha256(v).hexdigest() for k, v in artifacts.items()}} if artifacts else {}),
         "times": {"started": started, "seconds": {k: round(v, 2) for k, v in seconds.items()}},
     }
     pools = {n: getattr(evidence, n) for n in ("clean", "malicious", "train", "benign", "test")}
@@ -131,7 +144,7 @@ def audit(
         policy=policy,
         provenance=provenance,
     )
-    return report, purified
+    return Audited(report, purified, artifacts)
 
 
 def fresh_like(model: Classifier, rng: torch.Generator) -> Classifier:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from bdaudit.errors import InputError
@@ -9,13 +10,21 @@ from bdaudit.inputs.checkpoint import Checkpoint, save_checkpoint
 from bdaudit.inputs.classifier import Classifier
 from bdaudit.inputs.files import visible
 from bdaudit.report.render import render
-from bdaudit.report.schema import Report, read_report
+from bdaudit.report.schema import Report, is_artifact, read_report
 
 REPORT = "report.json"
 
 
-def write_audit(folder: Path, report: Report, purified: Classifier | None, suspect: Checkpoint | None) -> None:
-    """Write report.json, report.html, and the purified model in the suspect's own format."""
+def write_audit(
+    folder: Path,
+    report: Report,
+    purified: Classifier | None,
+    suspect: Checkpoint | None,
+    artifacts: Mapping[str, bytes] | None = None,
+) -> None:
+    """Write report.json, report.html, what probes left, and the purified model in the suspect's own format."""
+    for name, content in (artifacts or {}).items():
+        (folder / name).write_bytes(content)
     (folder / REPORT).write_text(report.to_json(), encoding="utf-8")
     (folder / "report.html").write_text(render(report, "html"), encoding="utf-8")
     if purified is not None:
@@ -27,7 +36,7 @@ def write_audit(folder: Path, report: Report, purified: Classifier | None, suspe
 
 def is_audit(folder: Path) -> bool:
     """Whether a folder holds an audit and nothing else (and so may be replaced by a new one)."""
-    others = visible(folder) - {REPORT, "report.html"}
+    others = {name for name in visible(folder) - {REPORT, "report.html"} if not is_artifact(name)}
     if len(others) > 1 or not all(".purified" in name or name == "purified.pt" for name in others):
         return False
     try:

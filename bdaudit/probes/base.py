@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Literal, final
 import torch
 from pydantic import field_validator
 
+from bdaudit.attacks.triggers import Trigger, noise, patch, stripes
 from bdaudit.contract import Plugin, option
 from bdaudit.errors import PluginError
 from bdaudit.inputs.classifier import Classifier
@@ -21,6 +22,8 @@ from bdaudit.training.loop import Recipe, tune
 PAPER_COUNTS = {"badnets": (5, 25), "blended": (1, 10), "ssba": (10, 35), "lc": (2, 2)}
 """Poisoned images in a retuning set of a thousand: on CIFAR-10, and on CIFAR-100 and Tiny-ImageNet (SS B.2; the last has no LC)."""
 MANY_CLASSES = 100
+NULL_IMAGES = 1000
+"""Test images per null trigger, at most: a control needs no narrower interval than that."""
 
 
 @dataclass(frozen=True)
@@ -139,3 +142,32 @@ def retuned(
     kept = benign.with_images(views).take(range(len(poisoned), len(benign)))
     mixed = Pool.concat([kept.to("cpu"), poisoned.to("cpu")])
     return tune(model.clone(), mixed, replace(recipe, augment=Augment()), rng, on_epoch=on_epoch, what=what)
+
+
+def unseen_backdoors(benign: Pool, test: Pool, goal: Goal, rng: torch.Generator) -> dict[str, Backdoor]:
+    """The same attack around triggers that no model has seen, one a family: the null-trigger control."""
+    held_out = test.sample(NULL_IMAGES, rng)
+    triggers = null_triggers(benign.shape, rng)
+    return {family: null_backdoor(trigger, benign, held_out, goal) for family, trigger in triggers.items()}
+
+
+def null_triggers(shape: tuple[int, int, int], rng: torch.Generator) -> dict[str, Trigger]:
+    """Make triggers that no model has seen, one a family, since a residue may answer to a whole family."""
+    _, height, width = shape
+    side = max(2, min(height, width) // 8)
+    tile = torch.randint(0, 2, (side, side), generator=rng).to(torch.uint8) * 255
+    tile[0, 0], tile[-1, -1] = 255, 0
+    # Upper half, away from the middle: corners at the bottom are where attacks like to stamp.
+    left = int(torch.randint(0, width - side + 1, (), generator=rng))
+    top = int(torch.randint(0, max(1, height // 4), (), generator=rng))
+    return {
+        "patch": patch(shape, tile, top, left),
+        "noise": noise(shape, 0.2, rng),
+        "stripes": stripes(shape, 0.2, 5),
+    }
+
+
+def null_backdoor(trigger: Trigger, benign: Pool, test: Pool, goal: Goal) -> Backdoor:
+    """Build the same attack around a trigger that is not in the model."""
+    sources = benign.take(goal.counted(benign.labels))
+    return Backdoor(goal, "trigger", trigger.on(sources), trigger.on(test))

@@ -7,19 +7,17 @@ from collections.abc import Iterable
 
 import torch
 
-from bdaudit.attacks.triggers import Trigger, noise, patch, stripes
 from bdaudit.contract import option
 from bdaudit.hookspecs import hookimpl
 from bdaudit.inputs.classifier import Classifier
-from bdaudit.inputs.goal import Goal
 from bdaudit.inputs.pool import Pool
-from bdaudit.probes.base import Backdoor, Probe, Retuning, retuned, retuning_recipe
+from bdaudit.probes.base import Backdoor, Probe, Retuning, retuned, retuning_recipe, unseen_backdoors
 from bdaudit.report.schema import Exhibit, Finding, Measurement, Subject
 from bdaudit.report.statistics import excess_finding, rate_finding
 from bdaudit.runtime import spawn
 from bdaudit.training.metrics import Rate, accuracy, attack_rates
 
-CURVE_IMAGES, NULL_IMAGES = 250, 1000
+CURVE_IMAGES = 250
 
 
 class Retune(Retuning):
@@ -54,10 +52,7 @@ class Retune(Retuning):
         # A folder is read class by class: without a shuffle the first thousand images would lack classes.
         benign = benign.sample(self.benign_size, rng)
         k = self.count(backdoor, len(benign), self.benign_size)
-        unseen = {
-            family: null_backdoor(trigger, benign, test.sample(NULL_IMAGES, spawn(rng)), backdoor.goal)
-            for family, trigger in null_triggers(benign.shape, spawn(rng)).items()
-        }
+        unseen = unseen_backdoors(benign, test, backdoor.goal, spawn(rng))
         # Every subject meets the same draws.
         draw_seed, null_seed = spawn(rng).initial_seed(), spawn(rng).initial_seed()
         findings: list[Finding] = []
@@ -134,28 +129,6 @@ class Retune(Retuning):
         if reference is None:
             notes.append("retune: no clean or exactly purified reference; only null triggers serve as controls")
         return notes
-
-
-def null_triggers(shape: tuple[int, int, int], rng: torch.Generator) -> dict[str, Trigger]:
-    """Make triggers that no model has seen, one a family, since a residue may answer to a whole family."""
-    _, height, width = shape
-    side = max(2, min(height, width) // 8)
-    tile = torch.randint(0, 2, (side, side), generator=rng).to(torch.uint8) * 255
-    tile[0, 0], tile[-1, -1] = 255, 0
-    # Upper half, away from the middle: corners at the bottom are where attacks like to stamp.
-    left = int(torch.randint(0, width - side + 1, (), generator=rng))
-    top = int(torch.randint(0, max(1, height // 4), (), generator=rng))
-    return {
-        "patch": patch(shape, tile, top, left),
-        "noise": noise(shape, 0.2, rng),
-        "stripes": stripes(shape, 0.2, 5),
-    }
-
-
-def null_backdoor(trigger: Trigger, benign: Pool, test: Pool, goal: Goal) -> Backdoor:
-    """Build the same attack around a trigger that is not in the model."""
-    sources = benign.take(goal.counted(benign.labels))
-    return Backdoor(goal, "trigger", trigger.on(sources), trigger.on(test))
 
 
 def _mean_curve(runs: list[list[Rate]]) -> list[float]:

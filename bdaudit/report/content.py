@@ -45,6 +45,8 @@ METRICS = {
     "robust_acc": ("R-ACC", "triggered images still given their true class"),
     "o_robust_acc": ("R-ACC", "triggered images still given their true class"),
     "p_robust_acc": ("P-R-ACC", "triggered images still given their true class, after reactivation"),
+    "transfer_p_asr": ("P-ASR", "triggered images that succeed on a model after a perturbation made on another"),
+    "transfer_c_asr": ("C-ASR", "clean images that end in the target class after a perturbation made on another model"),
     "excess": ("excess", "P-ASR, less what the same treatment reaches without a backdoor"),
     "c_acc_change": ("C-ACC change", "C-ACC after purification less before, over the same images"),
     "c_acc_mcnemar_p": ("p (C-ACC)", "how likely a change at least as clear would be by chance (McNemar, exact)"),
@@ -61,6 +63,7 @@ STAGES = {
     "change": "Purified against suspect, image by image",
     "retune": "After retuning (RA)",
     "qra": "After queries (QRA)",
+    "transfer": "After queries made on another model",
 }
 
 INTERVALS = (

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from enum import IntEnum
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from bdaudit.errors import InputError, one_line
 from bdaudit.inputs.files import read_small
@@ -80,6 +81,22 @@ class Measurement(_Document):
     findings: list[Finding] = Field(default_factory=list)
     exhibits: list[Exhibit] = Field(default_factory=list)
     notes: list[str] = Field(default_factory=list)
+    artifacts: dict[str, bytes] = Field(
+        default_factory=dict, exclude=True, description="Files to keep beside the report: NAME.safetensors -> content."
+    )
+
+    @field_validator("artifacts")
+    @classmethod
+    def _named(cls, artifacts: dict[str, bytes]) -> dict[str, bytes]:
+        for name in artifacts:
+            if not is_artifact(name):
+                raise ValueError(f"an artifact is called like qra-generator.safetensors, got {one_line(name, 60)!r}")
+        return artifacts
+
+
+def is_artifact(name: str) -> bool:
+    """Whether a file can be one that a probe left beside a report."""
+    return re.fullmatch(r"[a-z0-9][a-z0-9-]{0,60}\.safetensors", name) is not None
 
 
 class Policy(_Document):

@@ -33,18 +33,18 @@ class Rate:
         return cls(int(hits.sum()), hits.numel(), hits)
 
 
-@torch.inference_mode()
 def predict_logits(model: Classifier, images: Tensor, batch_size: int = 512) -> Tensor:
     """Run the model in eval mode over uint8 or float pixels; logits fp32 (N, K) on the model's device."""
     runtime = Runtime.of(model.device)
-    runtime.place(model)
+    runtime.place(model)  # outside inference mode: tensors that are made in there can never be trained through
     was_training = model.training
     model.eval()
     out = []
-    for x in torch.split(images, batch_size):
-        with runtime.autocast():
-            out.append(model(x.to(model.device)).float())
-        scratch.release(images)
+    with torch.inference_mode():
+        for x in torch.split(images, batch_size):
+            with runtime.autocast():
+                out.append(model(x.to(model.device)).float())
+            scratch.release(images)
     model.train(was_training)
     return torch.cat(out) if out else torch.empty((0, model.num_classes), device=model.device)
 

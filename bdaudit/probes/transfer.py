@@ -1,0 +1,71 @@
+"""Transfer: perturbations made on one purified model, tried on others."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+
+from bdaudit.hookspecs import hookimpl
+from bdaudit.inputs.classifier import Classifier
+from bdaudit.inputs.pool import Pool
+from bdaudit.probes.base import Backdoor, Probe
+from bdaudit.probes.queries import Querying
+from bdaudit.report.schema import Finding, Measurement
+from bdaudit.report.statistics import rate_finding
+from bdaudit.runtime import spawn
+from bdaudit.training.metrics import attack_rates
+
+THIS = "this model"
+
+
+class Transfer(Querying):
+    """Try the queries that bring one purified model's backdoor back on models that were purified otherwise.
+
+    Superficial Safety, section 3.3 and Figure 3: an attacker need not know the defense if perturbations optimised
+    for one purified model reactivate others. With one other model, this model's perturbations are tried on it;
+    with several, each model's on every other.
+    """
+
+    name = "transfer"
+
+    def measure(
+        self,
+        purified: Classifier,
+        others: dict[str, Classifier],
+        benign: Pool,
+        test: Pool,
+        backdoor: Backdoor,
+        rng: torch.Generator,
+        reference: Classifier | None = None,
+    ) -> Measurement:
+        models = {THIS: purified, **others}
+        sources = models if len(others) > 1 else {THIS: purified}
+        clean = test.take(backdoor.goal.counted(test.labels))
+        findings: list[Finding] = []
+        for name, model in others.items():
+            asr, _ = attack_rates(model, backdoor.evaluation, backdoor.goal)
+            findings.append(rate_finding(self.name, "purified", "o_asr", asr, name))
+        seed = spawn(rng).initial_seed()
+        for made_on, model in sources.items():
+            # The same rows and first weights for each, so that only the model differs.
+            perturb, _ = self.perturbations(model, benign, backdoor, reference, torch.Generator().manual_seed(seed))
+            for name, other in models.items():
+                if name == made_on:
+                    continue
+                variant = f"made on {made_on}, tried on {name}"
+                for metric, pool in (("transfer_p_asr", backdoor.evaluation), ("transfer_c_asr", clean)):
+                    rate = perturb.success(other, pool, backdoor.goal)
+                    findings.append(rate_finding(self.name, "purified", metric, rate, variant))
+        return Measurement(findings=findings, notes=self._notes(backdoor, reference))
+
+    def _notes(self, backdoor: Backdoor, reference: Classifier | None) -> list[str]:
+        notes = ["transfer: what it finds is about other models and does not enter the verdict on this one"]
+        if reference is None:
+            notes.append("transfer: without a reference Eq. 1 was used; some of it may be adversarial (see C-ASR)")
+        return notes
+
+
+@hookimpl
+def bdaudit_probes() -> Iterable[type[Probe]]:
+    return [Transfer]
