@@ -16,6 +16,7 @@ from bdaudit.flow.evidence import known_backdoor
 from bdaudit.flow.run import Run
 from bdaudit.inputs.classifier import Classifier
 from bdaudit.inputs.goal import Goal
+<<<<<<< HEAD
 from bdaudit.inputs.pool import UNKNOWN, Pool, overlap
 from bdaudit.probes import base
 from bdaudit.probes.base import Backdoor, Probe, null_backdoor, null_triggers, retuned
@@ -24,12 +25,23 @@ from bdaudit.probes.queries import Course, Generator, Perturbations, longest_gai
 from bdaudit.probes.retune import Retune
 from bdaudit.probes.transfer import Transfer
 from bdaudit.report.schema import Measurement, is_artifact
+=======
+from bdaudit.inputs.pool import UNKNOWN, Pool
+from bdaudit.probes import base
+from bdaudit.probes.base import Backdoor, Probe, retuned
+from bdaudit.probes.qra import QRA, Generator
+from bdaudit.probes.retune import Retune, null_backdoor, null_triggers
+from bdaudit.report.schema import Measurement, Policy, controls_of
+from bdaudit.report.verdict import judge
+>>>>>>> 2696cbe (Draw straight lines through models; probe what lies on them)
 from bdaudit.runtime import generator
 from bdaudit.training.augment import Augment
 from bdaudit.training.loop import Recipe
 from bdaudit.training.metrics import attack_rates, predict_logits
 
 PROBES = [found.cls for found in plugins.registry().of_kind("probe").values()]
+REACTIVATING = [cls for cls in PROBES if cls.name in ("retune", "qra")]
+CONTROLLED = [cls for cls in PROBES if "reference" in cls.wants()]
 
 
 def quick(cls: type[Probe]) -> Probe:
@@ -62,24 +74,46 @@ def evidence(suspect: Classifier, purified: Classifier, run: Run) -> dict[str, A
 class TestEveryProbe:
     """What holds for all of them beyond the contract (tests/test_conformance.py)."""
 
-    def test_p_asr_is_reported_for_the_purified_model_with_an_interval(
+    def test_it_works_from_flagged_images_whose_classes_nobody_knows(
         self, cls: type[Probe], evidence: dict[str, Any]
     ) -> None:
-        result = quick(cls).run(evidence | {"rng": generator(0)})
-        [row] = [f for f in result.findings if (f.subject, f.metric) == ("purified", "p_asr")]
-        assert row.probe == cls.name
-        assert row.low is not None
-        assert row.high is not None
-        assert row.low <= row.value <= row.high
-        assert row.n == len(evidence["backdoor"].evaluation)
-        assert any(f.subject == "reference" for f in result.findings)
+        known: Backdoor = evidence["backdoor"]
+        rows, held_out = (p.labelled(UNKNOWN) for p in (known.reactivation, known.evaluation))
+        flagged = Backdoor(known.goal, "flagged", rows.first(10), held_out.first(30))
+        result = quick(cls).run(evidence | {"backdoor": flagged, "rng": generator(0)})
+        assert any(f.subject == "purified" for f in result.findings)
 
-    def test_it_works_without_a_reference_and_says_what_that_costs(
-        self, cls: type[Probe], evidence: dict[str, Any]
-    ) -> None:
-        result = quick(cls).run(evidence | {"rng": generator(0), "reference": None})
-        assert not any(f.subject == "reference" for f in result.findings)
-        assert any("reference" in note for note in result.notes)
+    def test_only_what_reactivates_weighs_in_the_verdict(self, cls: type[Probe], evidence: dict[str, Any]) -> None:
+        """A probe that brings nothing back reports no P-ASR, and leaves every check of the verdict as it was."""
+        rows = quick(cls).run(evidence | {"rng": generator(0)}).findings
+        weighs = any(f.metric == "p_asr" for f in rows)
+        assert weighs == (cls in REACTIVATING)
+        policy = Policy(require=[])
+        if not weighs:
+            assert judge(rows, policy) == judge([], policy)
+            assert controls_of(rows, cls.name) == ([], [], [])
+
+
+@pytest.mark.parametrize("cls", REACTIVATING, ids=lambda c: c.name)
+def test_p_asr_is_reported_for_the_purified_model_with_an_interval(cls: type[Probe], evidence: dict[str, Any]) -> None:
+    result = quick(cls).run(evidence | {"rng": generator(0)})
+    [row] = [f for f in result.findings if (f.subject, f.metric) == ("purified", "p_asr")]
+    assert row.probe == cls.name
+    assert row.low is not None
+    assert row.high is not None
+    assert row.low <= row.value <= row.high
+    assert row.n == len(evidence["backdoor"].evaluation)
+
+
+@pytest.mark.parametrize("cls", CONTROLLED, ids=lambda c: c.name)
+def test_a_reference_is_measured_where_there_is_one_and_its_absence_told(
+    cls: type[Probe], evidence: dict[str, Any]
+) -> None:
+    result = quick(cls).run(evidence | {"rng": generator(0)})
+    assert any(f.subject == "reference" for f in result.findings)
+    result = quick(cls).run(evidence | {"rng": generator(0), "reference": None})
+    assert not any(f.subject == "reference" for f in result.findings)
+    assert any("reference" in note for note in result.notes)
 
 
 class TestRetuning:

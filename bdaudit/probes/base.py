@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Literal, final
 
 import torch
 from pydantic import field_validator
+from torch import Tensor
 
 from bdaudit.attacks.triggers import Trigger, noise, patch, stripes
 from bdaudit.contract import Plugin, option
@@ -16,6 +17,7 @@ from bdaudit.inputs.classifier import Classifier
 from bdaudit.inputs.goal import Goal
 from bdaudit.inputs.pool import UNKNOWN, Pool
 from bdaudit.report.schema import Measurement
+from bdaudit.report.statistics import wilson
 from bdaudit.training.augment import Augment
 from bdaudit.training.loop import Recipe, tune
 
@@ -24,6 +26,7 @@ PAPER_COUNTS = {"badnets": (5, 25), "blended": (1, 10), "ssba": (10, 35), "lc": 
 MANY_CLASSES = 100
 NULL_IMAGES = 1000
 """Test images per null trigger, at most: a control needs no narrower interval than that."""
+STATISTICS_IMAGES = 512
 
 
 @dataclass(frozen=True)
@@ -52,6 +55,21 @@ class Backdoor:
     def labels_known(self) -> bool:
         """Whether robust accuracy can be measured."""
         return bool((self.evaluation.labels != UNKNOWN).all())
+
+    def certainty(self, images: int) -> str:
+        """Say what a rate over so many triggered images rests on, and what that costs in certainty."""
+        low, high = wilson(images / 2, images)
+        known = f"a rate is known to within {50 * (high - low):.1f} points at worst"
+        if self.source == "trigger":
+            return f"measured with the attacker's own trigger on {images} images: {known}"
+        if self.source == "inverted":
+            return (
+                f"measured on {images} images with a trigger that was reverse-engineered from the model, a proxy: "
+                f"{known}, and says nothing certain about the attacker's own"
+            )
+        text = f"the trigger is unknown, {images} flagged images stand for it: {known}"
+        doubt = ", and images that truly belong to the target class would count as attack successes"
+        return text if self.labels_known else text + doubt
 
 
 class Probe(Plugin):
@@ -102,6 +120,17 @@ def _private(value: Any) -> Any:
     if isinstance(value, dict):
         return {name: _private(v) for name, v in value.items()}
     return value.clone() if isinstance(value, Classifier) else value
+
+
+def path_rows(
+    test: Pool, benign: Pool, backdoor: Backdoor, images: int, rng: torch.Generator
+) -> tuple[Pool, Pool, Tensor]:
+    """Draw the clean and the triggered images that every point of a path is measured on, at most so many of each.
+
+    Third, clean images (N, C, H, W) to re-estimate BatchNorm's statistics on.
+    """
+    triggered = backdoor.evaluation.take(backdoor.goal.counted(backdoor.evaluation.labels))
+    return test.sample(images, rng), triggered.sample(images, rng), benign.sample(STATISTICS_IMAGES, rng).images
 
 
 def retuning_recipe(pool: Pool, *, epochs: int = 5, lr: float = 0.01, batch_size: int = 128) -> Recipe:

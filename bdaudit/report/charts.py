@@ -15,7 +15,7 @@ from itertools import accumulate
 from typing import TYPE_CHECKING
 from xml.etree import ElementTree as ET
 
-from bdaudit.report.content import Bar, Kind, clean, curve_words, rate
+from bdaudit.report.content import NUMBERS, Bar, Kind, clean, curve_words, rate
 from bdaudit.report.schema import Exhibit
 
 if TYPE_CHECKING:
@@ -105,7 +105,7 @@ def line_chart(exhibit: Exhibit, key: str) -> str:
     words = Words()
     longest = max(len(ys) for _, ys in curves)
     xs = [_finite(x) for x in exhibit.x[:POINTS]] or [float(i) for i in range(longest)]
-    rates = all(0 <= y <= 1 for _, ys in curves for y in ys)
+    rates = exhibit.metric not in NUMBERS and all(0 <= y <= 1 for _, ys in curves for y in ys)
     legend = 0.21 * len(curves)
     with _figure(2.6 + legend) as fig:
         axes = _axes(fig, left=0.13, right=0.97, bottom=0.52 + legend)

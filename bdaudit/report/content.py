@@ -52,10 +52,14 @@ METRICS = {
     "c_acc_mcnemar_p": ("p (C-ACC)", "how likely a change at least as clear would be by chance (McNemar, exact)"),
     "o_asr_change": ("O-ASR change", "O-ASR after purification less before, over the same images"),
     "o_asr_mcnemar_p": ("p (O-ASR)", "how likely a change at least as clear would be by chance (McNemar, exact)"),
+    "backdoor_barrier": ("Backdoor barrier", "how far 1 - ASR rises above a straight line between its values at the two ends: the higher, the sooner the backdoor is left behind on the way from the suspect"),
+    "clean_barrier": ("Clean barrier", "the same of 1 - C-ACC: near zero, the two models lie in one valley"),
+    "t_asr20": ("t at ASR 20%", "the t at which, coming back from the end of the line (1) towards the suspect (0), the attack again succeeds on 20% of triggered images: the smaller, the further behind the backdoor was left"),
+    "asr_change": ("ASR change", "attack success there, less that at t = 1 with BatchNorm re-estimated as well: below zero, to go on in the same direction removes more of the backdoor"),
     "der": ("DER", "defense effectiveness: attack success removed, less the clean accuracy lost; 50% is no effect"),
 }  # fmt: skip
 
-NUMBERS = frozenset({"distance", "t_asr20", "c_acc_mcnemar_p", "o_asr_mcnemar_p"})
+NUMBERS = frozenset({"distance", "loss", "t_asr20", "c_acc_mcnemar_p", "o_asr_mcnemar_p"})
 """Metrics that are no fractions, and are never written as a percentage."""
 
 STAGES = {
@@ -64,6 +68,8 @@ STAGES = {
     "retune": "After retuning (RA)",
     "qra": "After queries (QRA)",
     "transfer": "After queries made on another model",
+    "lmc": "On straight lines between the models (LMC)",
+    "trajectory": "From the suspect through the purified model, and as far again",
 }
 
 INTERVALS = (
@@ -247,7 +253,7 @@ def curves(report: Report) -> list[str]:
 def curve_words(exhibit: Exhibit) -> str:
     """Describe the curves of one exhibit in a sentence."""
     named = [(clean(name, 60), ys) for name, ys in islice(exhibit.curves.items(), 12) if ys]
-    parts = [f"{name} from {figure(ys[0])} to {figure(ys[-1])}" for name, ys in named]
+    parts = [f"{name} from {figure(ys[0], exhibit.metric)} to {figure(ys[-1], exhibit.metric)}" for name, ys in named]
     return f"{clean(exhibit.title)}: {'; '.join(parts)}." if parts else ""
 
 

@@ -13,6 +13,7 @@ from bdaudit.attacks.triggers import KINDS, Trigger, load_trigger, save_trigger
 from bdaudit.inputs.classifier import Classifier
 from bdaudit.inputs.goal import Goal
 from bdaudit.inputs.pool import Pool
+from bdaudit.report.content import NUMBERS
 from bdaudit.report.schema import Finding, Measurement
 from bdaudit.training.metrics import predict_logits
 
@@ -76,8 +77,9 @@ def measurement(result: Measurement, name: str) -> str:
 def _finding(f: Finding, name: str) -> str:
     if f.probe != name:
         return f"probe is {f.probe!r}, expected {name!r}"
-    if not 0 <= f.value <= 1:
-        return f"{f.value} is no fraction in [0, 1]"
+    least = -1 if f.metric.endswith("_change") else 0
+    if f.metric not in NUMBERS and not least <= f.value <= 1:
+        return f"{f.value} is no fraction in [{least}, 1]"
     if f.metric.endswith(("asr", "acc")) and (f.low is None or f.high is None or f.n is None):
         return "a rate needs its interval and its number of images (report.statistics.rate_finding)"
     if not (f.value if f.low is None else f.low) <= f.value <= (f.value if f.high is None else f.high):

@@ -17,6 +17,7 @@ from bdaudit.report.statistics import (
     mcnemar,
     paired_change,
     rate_finding,
+    weighted_sum,
     wilson,
 )
 from bdaudit.training.metrics import Rate
@@ -187,3 +188,25 @@ class TestExcess:
         assert (row.n, row.seeds) == (400, 3)
         assert row.low is not None
         assert row.low <= row.value
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "low", "high"),
+    [  # Newcombe (1998), Interval estimation for the difference between independent proportions, table II, method 10
+        (Rate(56, 70), Rate(48, 80), 0.0524, 0.3339),
+        (Rate(9, 10), Rate(3, 10), 0.1705, 0.8090),
+        (Rate(6, 7), Rate(2, 7), 0.0582, 0.8062),
+        (Rate(5, 56), Rate(0, 29), -0.0381, 0.1926),
+        (Rate(0, 10), Rate(0, 20), -0.1611, 0.2775),
+        (Rate(10, 10), Rate(0, 20), 0.6791, 1.0),
+    ],
+)
+def test_a_difference_of_rates_has_newcombes_interval(a: Rate, b: Rate, low: float, high: float) -> None:
+    """It keeps a width where every image agrees, as a bootstrap would not."""
+    assert weighted_sum([(1, a), (-1, b)]) == pytest.approx((a.value - b.value, low, high), abs=6e-5)
+
+
+def test_a_weighted_sum_of_one_rate_has_that_rates_interval() -> None:
+    low, high = wilson(10, 100)
+    assert weighted_sum([(1, Rate(10, 100))]) == pytest.approx((0.1, low, high))
+    assert weighted_sum([(-2, Rate(10, 100))]) == pytest.approx((-0.2, -2 * high, -2 * low))
