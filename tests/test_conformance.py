@@ -269,6 +269,8 @@ def reporting(*findings: Finding, exhibits: tuple[Exhibit, ...] = ()) -> type[An
 def test_the_plainest_attack_and_probe_are_sound() -> None:
     assert failed(attack()) == {}
     assert failed(reporting(row())) == {}
+    change = row(metric="asr_change", value=-0.5, low=-0.6, high=-0.4)
+    assert failed(reporting(row(), change, row(metric="distance", value=7.0, low=None, high=None))) == {}
 
 
 CURVE = Exhibit(probe="broken", metric="p_asr", title="t", curves={"a": [0.0, 1.0]}, x=[0.0])
@@ -288,6 +290,7 @@ BROKEN: list[tuple[str, Callable[[], type[Any]], str]] = [
     ("result", lambda: reporting(), "no finding is about the purified model"),
     ("result", lambda: reporting(row(probe="other")), "probe is 'other'"),
     ("result", lambda: reporting(row(value=1.5)), "no fraction"),
+    ("result", lambda: reporting(row(metric="asr_change", value=-1.5)), "no fraction"),
     ("result", lambda: reporting(row(value=0.9)), "outside its interval"),
     ("result", lambda: reporting(row(low=None)), "needs its interval"),
     ("result", lambda: reporting(row(n=0)), "over 0 images"),

@@ -20,7 +20,7 @@ from bdaudit.training.paths import between, obstacle
 from bdaudit.training.progress import track
 
 LEVEL = 0.2
-STEEP = 0.1
+STEEP = 0.2
 
 
 @dataclass(frozen=True)
@@ -148,8 +148,8 @@ def _doubts(line: Line, ts: list[float], asr: list[Rate], acc: list[Rate]) -> li
     rise, _, _ = barrier(ts, acc)
     if rise > STEEP:
         notes.append(
-            f"lmc: {line}, clean error rises by {100 * rise:.1f} points: models in between have lost the task as well, "
-            "and their backdoor error says little about the backdoor"
+            f"lmc: {line}, clean error rises by {100 * rise:.1f} points on the way: where the models do not even do "
+            "their task, a failing attack shows nothing"
         )
     return notes
 

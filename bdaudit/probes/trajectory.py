@@ -63,7 +63,7 @@ class Trajectory(Probe):
         reestimated = has_batchnorm(suspect)
         reason = obstacle(suspect, purified)
         if not reason and reestimated and len(statistics) < 2:
-            reason = f"only {len(statistics)} clean images to re-estimate BatchNorm's statistics on"
+            reason = f"too few clean images ({len(statistics)}) to re-estimate BatchNorm's statistics on"
         if reason:
             return Measurement(notes=[*notes, f"trajectory: none from the suspect to the purified model: {reason}"])
         wanted = triggered.labelled(backdoor.goal.wanted(triggered.labels))

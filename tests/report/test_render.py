@@ -21,6 +21,7 @@ from reports import HOSTILE, audited, empty, hostile, huge, png, row
 
 from bdaudit.errors import UsageError
 from bdaudit.report import content, html, junit, markdown, tables
+from bdaudit.report.charts import line_chart
 from bdaudit.report.content import clean
 from bdaudit.report.render import FORMATS, Format, render
 from bdaudit.report.schema import Exhibit, Report, Verdict, read_report
@@ -446,6 +447,15 @@ def test_charts_take_their_colours_from_the_page() -> None:
         assert len(svg) < 20_000
     assert "fill:url(#rates-stripes)" in rendered("audited", "html")
     assert "fill:url(#rates-dots)" in rendered("audited", "html")
+
+
+def test_losses_are_never_written_as_percentages() -> None:
+    """Not even those that happen to lie under 1, where a rate would."""
+    curve = {"x": [0.0, 1.0], "curves": {"clean loss": [0.25, 0.5]}, "title": "t", "probe": "p"}
+    losses, rates = (Exhibit.model_validate(curve | {"metric": m}) for m in ("loss", "p_asr"))
+    assert "%" in line_chart(rates, "a")
+    assert "%" not in line_chart(losses, "b")
+    assert content.curve_words(losses) == "t: clean loss from 0.25 to 0.5."
 
 
 def test_oracle_inputs_are_marked() -> None:
