@@ -76,7 +76,7 @@ class LMC(Probe):
             lines.append(Line("reference", "reference", "from the suspect", suspect, reference))
             lines.append(Line("purified to reference", "purified", "to the reference", purified, reference))
 
-        ts = torch.linspace(0, 1, self.points).tolist()
+        ts = [i / (self.points - 1) for i in range(self.points)]
         seed = spawn(rng)
         findings: list[Finding] = []
         backdoor_errors: dict[str, list[float]] = {}

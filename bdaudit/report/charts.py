@@ -47,6 +47,8 @@ PATTERNS = f"""<defs xmlns="http://www.w3.org/2000/svg">
 WIDTH = 4.7  # inches: 338 units, so that text is of reading size on a phone
 SIZE = 10.0
 POINTS, CURVES, HUGE = 2000, 12, 1e9
+AUDITED = ("purified", "attack success", "backdoor loss")
+"""Curves that are drawn as what the audit is about; no exhibit has two of them."""
 
 SVG = "http://www.w3.org/2000/svg"
 _NUMBER = re.compile(r"(\.\d\d)\d+")
@@ -112,7 +114,7 @@ def line_chart(exhibit: Exhibit, key: str) -> str:
         controls = 0
         for name, ys in curves:
             color, dash, marker, width = _look(name, controls)
-            controls += name not in ("purified", "reference", "suspect")
+            controls += name not in (*AUDITED, "reference", "suspect")
             n = min(len(xs), len(ys))
             axes.plot(
                 xs[:n], [_finite(y) for y in ys[:n]], color=color, linestyle=dash, linewidth=width,
@@ -125,7 +127,7 @@ def line_chart(exhibit: Exhibit, key: str) -> str:
         ticks = [t for t in axes.get_yticks() if axes.get_ylim()[0] <= t <= axes.get_ylim()[1]]
         axes.set_yticks(ticks, [words(f"{100 * t:.0f}%" if rates else f"{t:.4g}") for t in ticks])
         low, high = min(xs), max(xs)
-        steps = xs if len(xs) <= 8 else [x for x in axes.get_xticks() if low <= x <= high]
+        steps = xs if len(xs) <= 8 else [x for x in axes.get_xticks() if low <= round(x, 9) <= high]
         axes.set_xticks(steps, [words(f"{x:.4g}") for x in steps])
         axes.grid(color=LINE, linewidth=0.6)
         axes.set_xlabel(words(clean(exhibit.x_label, 60)), color=MUTED)
@@ -156,7 +158,7 @@ class Words:
 
 
 def _look(name: str, controls: int) -> tuple[str, str | tuple[int, tuple[float, ...]], str, float]:
-    if name == "purified":
+    if name in AUDITED:
         return ATTACK, "-", "o", 2.0
     if name == "suspect":
         return INK, (0, (6, 2)), "D", 1.4
