@@ -458,6 +458,20 @@ def test_losses_are_never_written_as_percentages() -> None:
     assert content.curve_words(losses) == "t: clean loss from 0.25 to 0.5."
 
 
+def test_an_axis_names_its_last_place() -> None:
+    """Rounding must not cost the tick at 1, where a line between models ends."""
+    xs = [i / 20 for i in range(21)]
+    line = Exhibit(probe="lmc", metric="backdoor_barrier", title="t", x=xs, curves={"purified": xs})
+    assert re.findall(r">([\d.]+)</text>", line_chart(line, "a")) == ["0", "0.2", "0.4", "0.6", "0.8", "1"]
+
+
+def test_the_attack_has_its_own_colour_beside_clean_curves() -> None:
+    both = Exhibit(probe="p", metric="loss", title="t", curves={"backdoor loss": [0, 2], "clean loss": [0, 1]})
+    drawn = line_chart(both, "a")
+    assert "stroke:var(--attack)" in drawn
+    assert "stroke:var(--null)" in drawn
+
+
 def test_oracle_inputs_are_marked() -> None:
     """Exactly the oracle row carries the mark, whatever other rows call themselves."""
     marks = [attrs for tag, attrs in page("audited").tags if attrs.get("class") == "oracle"]
