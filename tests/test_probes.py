@@ -31,7 +31,8 @@ from bdaudit.probes import base
 from bdaudit.probes.base import Backdoor, Probe, retuned
 from bdaudit.probes.qra import QRA, Generator
 from bdaudit.probes.retune import Retune, null_backdoor, null_triggers
-from bdaudit.report.schema import Measurement, Policy, controls_of
+from bdaudit.report.controls import controls_of
+from bdaudit.report.schema import Measurement, Policy
 from bdaudit.report.verdict import judge
 >>>>>>> 2696cbe (Draw straight lines through models; probe what lies on them)
 from bdaudit.runtime import generator

@@ -14,7 +14,7 @@ from bdaudit.inputs.classifier import Classifier
 from bdaudit.inputs.pool import Pool
 from bdaudit.probes.base import Backdoor, Probe, path_rows
 from bdaudit.report.schema import Exhibit, Finding, Measurement
-from bdaudit.report.statistics import rate_finding, weighted_sum
+from bdaudit.report.statistics import paired_change, rate_finding
 from bdaudit.runtime import spawn
 from bdaudit.training.metrics import Rate, predict_logits
 from bdaudit.training.paths import between, has_batchnorm, obstacle
@@ -85,7 +85,7 @@ class Trajectory(Probe):
         start, end = points[-1 - self.steps], points[-1]
         shown = {"t = 1": points[self.steps], f"t = 1{how}": start, f"t = 2{how}": end}
         rates = [(m, variant, r) for variant, p in shown.items() for m, r in (("asr", p.asr), ("c_acc", p.acc))]
-        value, low, high = weighted_sum([(1, end.asr), (-1, start.asr)])
+        value, low, high = paired_change(start.asr, end.asr)
         change = Finding(
             probe=self.name,
             subject="purified",
@@ -129,7 +129,7 @@ def _fit(model: Classifier, pool: Pool) -> tuple[float, Rate]:
     read = ops.sample_losses(logits, labels)
     # Weights far out may overflow; a report holds finite numbers.
     loss = read.ce.nan_to_num(nan=HUGE, posinf=HUGE).clamp(max=HUGE).mean().item()
-    return loss, Rate.of(read.prediction == labels)
+    return loss, Rate.of((read.prediction == labels).cpu())
 
 
 @hookimpl

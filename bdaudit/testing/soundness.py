@@ -77,7 +77,7 @@ def measurement(result: Measurement, name: str) -> str:
 def _finding(f: Finding, name: str) -> str:
     if f.probe != name:
         return f"probe is {f.probe!r}, expected {name!r}"
-    least = -1 if f.metric.endswith("_change") else 0
+    least = -1 if f.metric.endswith(("_change", "excess")) else 0
     if f.metric not in NUMBERS and not least <= f.value <= 1:
         return f"{f.value} is no fraction in [{least}, 1]"
     if f.metric.endswith(("asr", "acc")) and (f.low is None or f.high is None or f.n is None):
