@@ -8,6 +8,7 @@ that one drawing serves light, dark and print. No text from a report can be take
 from __future__ import annotations
 
 import io
+import math
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -15,7 +16,7 @@ from itertools import accumulate
 from typing import TYPE_CHECKING
 from xml.etree import ElementTree as ET
 
-from bdaudit.report.content import NUMBERS, Bar, Kind, clean, curve_words, rate
+from bdaudit.report.content import NUMBERS, Bar, Kind, clean, curve_words, finite, rate
 from bdaudit.report.schema import Exhibit
 
 if TYPE_CHECKING:
@@ -45,10 +46,14 @@ PATTERNS = f"""<defs xmlns="http://www.w3.org/2000/svg">
 </defs>"""  # matplotlib's own hatches weigh 100 KB each
 
 WIDTH = 4.7  # inches: 338 units, so that text is of reading size on a phone
+UNITS = 72 * WIDTH
 SIZE = 10.0
-POINTS, CURVES, HUGE = 2000, 12, 1e9
 AUDITED = ("purified", "attack success", "backdoor loss")
 """Curves that are drawn as what the audit is about; no exhibit has two of them."""
+HEIGHT_OF_LINE = 15.0
+POINTS, CURVES = 2000, 12
+NAMES, SLANT = 18, 60
+"""Names that fit on the x axis, and the degrees at which they stand so as never to overlap."""
 
 SVG = "http://www.w3.org/2000/svg"
 _NUMBER = re.compile(r"(\.\d\d)\d+")
@@ -106,29 +111,36 @@ def line_chart(exhibit: Exhibit, key: str) -> str:
         return ""
     words = Words()
     longest = max(len(ys) for _, ys in curves)
-    xs = [_finite(x) for x in exhibit.x[:POINTS]] or [float(i) for i in range(longest)]
+    names = [clean(name, 16) for name in exhibit.x_names[:longest]]
+    xs = [] if names else [finite(x) for x in exhibit.x[:POINTS]]
+    xs = xs or [float(i) for i in range(longest)]
     rates = exhibit.metric not in NUMBERS and all(0 <= y <= 1 for _, ys in curves for y in ys)
-    legend = 0.21 * len(curves)
-    with _figure(2.6 + legend) as fig:
-        axes = _axes(fig, left=0.13, right=0.97, bottom=0.52 + legend)
+    legend, reach = 0.21 * len(curves), _reach(names)
+    with _figure(2.6 + reach + legend) as fig:
+        axes = _axes(fig, left=0.13, right=0.97, bottom=0.52 + reach + legend)
         controls = 0
         for name, ys in curves:
             color, dash, marker, width = _look(name, controls)
             controls += name not in (*AUDITED, "reference", "suspect")
             n = min(len(xs), len(ys))
             axes.plot(
-                xs[:n], [_finite(y) for y in ys[:n]], color=color, linestyle=dash, linewidth=width,
+                xs[:n], [finite(y) for y in ys[:n]], color=color, linestyle=dash, linewidth=width,
                 marker=marker if n <= 40 else None, markersize=4, markerfacecolor=color if dash == "-" else "none",
                 label=words(clean(name, 48)), clip_on=False,
             )  # fmt: skip
         if rates:
             axes.set_ylim(0, 1)
             axes.set_yticks([0, 0.25, 0.5, 0.75, 1])
+        elif names and all(y >= 0 for _, ys in curves for y in ys):
+            axes.set_ylim(bottom=0)  # lengths are compared from nothing
         ticks = [t for t in axes.get_yticks() if axes.get_ylim()[0] <= t <= axes.get_ylim()[1]]
         axes.set_yticks(ticks, [words(f"{100 * t:.0f}%" if rates else f"{t:.4g}") for t in ticks])
-        low, high = min(xs), max(xs)
-        steps = xs if len(xs) <= 8 else [x for x in axes.get_xticks() if low <= round(x, 9) <= high]
-        axes.set_xticks(steps, [words(f"{x:.4g}") for x in steps])
+        if names:
+            _name_places(fig, axes, [words(name) for name in names], reach)
+        else:
+            low, high = min(xs), max(xs)
+            steps = xs if len(xs) <= 8 else [x for x in axes.get_xticks() if low <= round(x, 9) <= high]
+            axes.set_xticks(steps, [words(f"{x:.4g}") for x in steps])
         axes.grid(color=LINE, linewidth=0.6)
         axes.set_xlabel(words(clean(exhibit.x_label, 60)), color=MUTED)
         axes.set_title(words(clean(exhibit.y_label, 60)), color=MUTED, loc="left", fontsize=SIZE, x=-0.1)
@@ -138,6 +150,22 @@ def line_chart(exhibit: Exhibit, key: str) -> str:
         )  # fmt: skip
         drawn = _svg(fig)
     return _finish(drawn, words, key, clean(exhibit.title), curve_words(exhibit))
+
+
+def _reach(names: Sequence[str]) -> float:
+    """Estimate how far down slanted names reach, in inches; letters of other scripts may be twice as wide."""
+    longest = max((sum(1 if c.isascii() else 2 for c in name) for name in names), default=0)
+    return 0.075 * longest * math.sin(math.radians(SLANT))
+
+
+def _name_places(fig: Figure, axes: Axes, names: Sequence[str], reach: float) -> None:
+    """Name as many places on the x axis as there is room for, the last one in any case."""
+    shown = range(len(names) - 1, -1, -(-len(names) // -NAMES))
+    axes.set_xticks(
+        list(shown), [names[i] for i in shown], rotation=SLANT, rotation_mode="anchor", ha="right", va="center"
+    )
+    # Given a place, since matplotlib lays the axis's own label out below stand-ins, which are shorter or longer.
+    axes.xaxis.set_label_coords(0.5, -(reach + 0.2) / (axes.get_position().height * fig.get_figheight()))
 
 
 class Words:
@@ -215,7 +243,8 @@ def _finish(drawn: str, words: Words, key: str, title: str, description: str) ->
             element.set(_local(name), _rename(_repaint(value), name, key))
         if tag == "text":
             element.text = words.of((element.text or "").strip())
-            element.attrib.pop("transform", None)
+            if element.get("transform", "").startswith("rotate(-0"):
+                element.attrib.pop("transform")
         elif tag == "path" and "d" in element.attrib:
             element.set("d", _NUMBER.sub(r"\1", " ".join(element.attrib["d"].split())))
         if tag != "text" and not (element.text or "").strip():
@@ -223,13 +252,18 @@ def _finish(drawn: str, words: Words, key: str, title: str, description: str) ->
         element.tail = None
     for name in ("width", "height", "version"):
         root.attrib.pop(name, None)
+    described(root, key, title, description)
+    return ET.tostring(root, encoding="unicode")
+
+
+def described(root: ET.Element, key: str, title: str, description: str) -> None:
+    """Give a drawing a title and a description for screen readers."""
     root.set("role", "img")
     root.set("aria-labelledby", f"{key}-title {key}-desc")
     for i, (tag, text) in enumerate((("title", title), ("desc", description))):
         element = ET.Element(tag, id=f"{key}-{tag}")
         element.text = text
         root.insert(i, element)
-    return ET.tostring(root, encoding="unicode")
 
 
 def _local(name: str) -> str:
@@ -264,7 +298,3 @@ def _font(found: re.Match[str]) -> str:
 
 def _unit(value: float) -> float:
     return min(1.0, max(0.0, value))
-
-
-def _finite(value: float) -> float:
-    return min(HUGE, max(-HUGE, value))

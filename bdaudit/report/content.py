@@ -7,6 +7,7 @@ markup is left to each renderer.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -19,6 +20,8 @@ from bdaudit.report.schema import Exhibit, Finding, Report, Verdict
 T = TypeVar("T")
 Kind = Literal["attack", "reference", "null"]
 
+HUGE = 1e9
+"""No figure is drawn, or reckoned with, beyond this."""
 STAGES_SHOWN, ROWS, COLUMNS, LISTED = 24, 200, 6, 1000
 """Most summary tables, most rows and metrics of each, most entries of a full list; the JSON document has them all."""
 
@@ -56,6 +59,8 @@ METRICS = {
     "clean_barrier": ("Clean barrier", "the same of 1 - C-ACC: near zero, the two models lie in one valley"),
     "t_asr20": ("t at ASR 20%", "the t at which, coming back from the end of the line (1) towards the suspect (0), the attack again succeeds on 20% of triggered images: the smaller, the further behind the backdoor was left"),
     "asr_change": ("ASR change", "attack success there, less that at t = 1 with BatchNorm re-estimated as well: below zero, to go on in the same direction removes more of the backdoor"),
+    "distance": ("Distance", "how far the weights moved from the suspect's, in parts of their length (Frobenius norm) there"),
+    "near_target": ("Near target", "images whose features, the input of the head, lie nearest to the clean images of the class that the attacker wants"),
     "der": ("DER", "defense effectiveness: attack success removed, less the clean accuracy lost; 50% is no effect"),
 }  # fmt: skip
 
@@ -70,6 +75,8 @@ STAGES = {
     "transfer": "After queries made on another model",
     "lmc": "On straight lines between the models (LMC)",
     "trajectory": "From the suspect through the purified model, and as far again",
+    "weights": "How far the weights moved",
+    "features": "Where triggered images lie in the features",
 }
 
 INTERVALS = (
@@ -246,15 +253,44 @@ def checks(report: Report) -> list[tuple[Verdict | None, str]]:
 
 
 def curves(report: Report) -> list[str]:
-    """Say where each curve starts and ends, for readers who cannot see it."""
-    return [said for e in islice(report.exhibits, LISTED) if (said := curve_words(e))]
+    """Say what each drawing of curves or points shows, for readers who cannot see it."""
+    return [said for e in islice(report.exhibits, LISTED) for said in (curve_words(e), map_words(e)) if said]
 
 
 def curve_words(exhibit: Exhibit) -> str:
-    """Describe the curves of one exhibit in a sentence."""
+    """Describe the curves of one exhibit in a sentence: where they start and end, or over named places, their extremes."""
     named = [(clean(name, 60), ys) for name, ys in islice(exhibit.curves.items(), 12) if ys]
-    parts = [f"{name} from {figure(ys[0], exhibit.metric)} to {figure(ys[-1], exhibit.metric)}" for name, ys in named]
+    if exhibit.x_names:
+        parts = [f"{name} {_extremes(ys, exhibit)}" for name, ys in named]
+    else:
+        ends = ((name, figure(ys[0], exhibit.metric), figure(ys[-1], exhibit.metric)) for name, ys in named)
+        parts = [f"{name} from {first} to {last}" for name, first, last in ends]
     return f"{clean(exhibit.title)}: {'; '.join(parts)}." if parts else ""
+
+
+def _extremes(ys: Sequence[float], exhibit: Exhibit) -> str:
+    """Name the places of a curve's largest and smallest value."""
+    said = []
+    for word, most in (("most", max), ("least", min)):
+        i = most(range(len(ys)), key=ys.__getitem__)
+        where = clean(exhibit.x_names[i], 60) if i < len(exhibit.x_names) else f"place {i + 1}"
+        said.append(f"{word} at {where} ({figure(ys[i], exhibit.metric)})")
+    return ", ".join(said)
+
+
+def map_words(exhibit: Exhibit) -> str:
+    """Describe a map in two sentences: who is on it, and whom the last group, which is drawn on top, lies among."""
+    groups = [(clean(name, 60), places) for name, places in islice(exhibit.points.items(), 6) if places]
+    if not groups:
+        return ""
+    text = f"{clean(exhibit.title)}: {'; '.join(f'{name}, {len(places):,}' for name, places in groups)}."
+    *others, (last, middle) = [
+        (name, [math.fsum(finite(p[i]) for p in places) / len(places) for i in (0, 1)]) for name, places in groups
+    ]
+    if len(others) > 1:
+        nearest = min(others, key=lambda other: math.dist(other[1], middle))[0]
+        text += f" On the map the middle of “{last}” lies nearest to that of “{nearest}”."
+    return text
 
 
 # ---- what to draw
@@ -278,6 +314,11 @@ def bars(report: Report, limit: int = 24) -> list[Bar]:
 
 
 # ---- small words
+
+
+def finite(value: float) -> float:
+    """Hold a figure within what can be drawn."""
+    return min(HUGE, max(-HUGE, value))
 
 
 def _bounded(texts: Sequence[str], limit: int) -> list[str]:

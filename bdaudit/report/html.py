@@ -10,7 +10,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from bdaudit.report import charts, content, tables
+from bdaudit.report import charts, content, maps, tables
 from bdaudit.report.content import clean
 from bdaudit.report.schema import Exhibit, Report, Verdict
 
@@ -77,7 +77,7 @@ def _shown(exhibit: Exhibit, key: str) -> Shown:
         title=clean(exhibit.title) or content.stage(exhibit.probe),
         caption=clean(exhibit.caption, 1000),
         said=content.curve_words(exhibit),
-        chart=charts.line_chart(exhibit, key),
+        chart=charts.line_chart(exhibit, key) + maps.map_chart(exhibit, f"{key}-map"),
         picture=picture,
         missing=bool(exhibit.picture) and picture is None,
     )

@@ -33,7 +33,7 @@ def render(report: Report) -> str:
         terms = (f"**{escape(name)}**: {escape(means)}." for name, means in content.glossary(report))
         blocks += [escape(content.INTERVALS), _bullets(terms)]
     blocks += [
-        _section("Curves", map(escape, content.curves(report))),
+        _section("Curves and maps", map(escape, content.curves(report))),
         _section("Controls", map(escape, content.controls(report))),
         _granted(report),
         _section("Caveats", map(escape, content.notes(report))),

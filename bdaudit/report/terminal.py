@@ -35,7 +35,7 @@ def render(report: Report, *, color: bool = False) -> str:
     if report.findings:
         blocks.append("\n".join(_wrap(content.INTERVALS, "")))
     blocks += [
-        _section("Curves", content.curves(report)),
+        _section("Curves and maps", content.curves(report)),
         _section("Controls", content.controls(report)),
         _granted(report),
         _section("Caveats", content.notes(report)),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
@@ -35,6 +36,18 @@ class Rate:
 
 def predict_logits(model: Classifier, images: Tensor, batch_size: int = 512) -> Tensor:
     """Run the model in eval mode over uint8 or float pixels; logits fp32 (N, K) on the model's device."""
+    return _over(model, model, images, batch_size, model.num_classes)
+
+
+def predict_features(model: Classifier, images: Tensor, batch_size: int = 512) -> Tensor:
+    """Run the model in the same way; penultimate features fp32 (N, D), what goes into its head."""
+    features = _over(model, model.features, images, batch_size, model.head.in_features)
+    return features.flatten(1)
+
+
+def _over(
+    model: Classifier, forward: Callable[[Tensor], Tensor], images: Tensor, batch_size: int, width: int
+) -> Tensor:
     runtime = Runtime.of(model.device)
     runtime.place(model)  # outside inference mode: tensors that are made in there can never be trained through
     was_training = model.training
@@ -43,10 +56,10 @@ def predict_logits(model: Classifier, images: Tensor, batch_size: int = 512) -> 
     with torch.inference_mode():
         for x in torch.split(images, batch_size):
             with runtime.autocast():
-                out.append(model(x.to(model.device)).float())
+                out.append(forward(x.to(model.device)).float())
             scratch.release(images)
     model.train(was_training)
-    return torch.cat(out) if out else torch.empty((0, model.num_classes), device=model.device)
+    return torch.cat(out) if out else torch.empty((0, width), device=model.device)
 
 
 def predict(model: Classifier, images: Tensor) -> Tensor:
