@@ -16,7 +16,6 @@ from bdaudit.flow.evidence import known_backdoor
 from bdaudit.flow.run import Run
 from bdaudit.inputs.classifier import Classifier
 from bdaudit.inputs.goal import Goal
-<<<<<<< HEAD
 from bdaudit.inputs.pool import UNKNOWN, Pool, overlap
 from bdaudit.probes import base
 from bdaudit.probes.base import Backdoor, Probe, null_backdoor, null_triggers, retuned
@@ -24,17 +23,9 @@ from bdaudit.probes.qra import QRA
 from bdaudit.probes.queries import Course, Generator, Perturbations, longest_gain
 from bdaudit.probes.retune import Retune
 from bdaudit.probes.transfer import Transfer
-from bdaudit.report.schema import Measurement, is_artifact
-=======
-from bdaudit.inputs.pool import UNKNOWN, Pool
-from bdaudit.probes import base
-from bdaudit.probes.base import Backdoor, Probe, retuned
-from bdaudit.probes.qra import QRA, Generator
-from bdaudit.probes.retune import Retune, null_backdoor, null_triggers
 from bdaudit.report.controls import controls_of
-from bdaudit.report.schema import Measurement, Policy
+from bdaudit.report.schema import Measurement, Policy, is_artifact
 from bdaudit.report.verdict import judge
->>>>>>> 2696cbe (Draw straight lines through models; probe what lies on them)
 from bdaudit.runtime import generator
 from bdaudit.training.augment import Augment
 from bdaudit.training.loop import Recipe

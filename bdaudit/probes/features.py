@@ -72,7 +72,7 @@ class Features(Probe):
                 continue
             centres = class_centres(model, known)
             parts = [predict_features(model, pool.images).cpu() for pool in (clean, triggered)]
-            for pool, features, variant in zip((clean, triggered), parts, ("clean images", ""), strict=True):
+            for pool, features, variant in ((triggered, parts[1], ""), (clean, parts[0], "clean images")):
                 rate = near_target(features, centres, pool.labels.cpu(), goal)
                 if rate.n:
                     findings.append(rate_finding(self.name, subject, "near_target", rate, variant))
@@ -167,18 +167,24 @@ def project(views: list[Tensor], clean: int) -> tuple[list[Tensor], list[float]]
     The components are those of all views together where the widths allow it, so that the maps can be compared.
     The first view's triggered images come to lie to the right and above: else signs would be a matter of chance.
     """
-    together = len({view.shape[1] for view in views}) == 1
-    places, kept = [], []
-    for view in views:
-        fitted = torch.cat(views) if together else view
-        axes = torch.linalg.svd(fitted - fitted.mean(0), full_matrices=False).Vh[:2].T
-        first = views[0] if together else view
-        axes = axes * torch.where((first[clean:] @ axes).mean(0) < 0, -1.0, 1.0)
-        place = view @ axes
-        places.append(F.pad(place, (0, 2 - place.shape[1])))
-        total = float((view - view.mean(0)).square().sum())
-        kept.append(float((place - place.mean(0)).square().sum()) / total if total else 1.0)
-    return places, kept
+    if len({view.shape[1] for view in views}) == 1:
+        axes = [components(torch.cat(views), views[0][clean:])] * len(views)
+    else:
+        axes = [components(view, view[clean:]) for view in views]
+    places = [view @ along for view, along in zip(views, axes, strict=True)]
+    kept = [scatter(place) / (scatter(view) or 1.0) for place, view in zip(places, views, strict=True)]
+    return [F.pad(place, (0, 2 - place.shape[1])) for place in places], kept
+
+
+def components(rows: Tensor, positive: Tensor) -> Tensor:
+    """Find the two directions (D, 2) in which rows vary most, turned so that others lie on their positive side."""
+    axes: Tensor = torch.linalg.svd(rows - rows.mean(0), full_matrices=False).Vh[:2].T
+    return axes * torch.where((positive @ axes).mean(0) < 0, -1.0, 1.0)
+
+
+def scatter(rows: Tensor) -> float:
+    """Sum the squared distances from the mean."""
+    return float((rows - rows.mean(0)).square().sum())
 
 
 def neighbours(view: Tensor, start: Tensor, perplexity: float, rng: torch.Generator) -> Tensor:

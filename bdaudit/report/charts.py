@@ -52,7 +52,7 @@ AUDITED = ("purified", "attack success", "backdoor loss")
 """Curves that are drawn as what the audit is about; no exhibit has two of them."""
 HEIGHT_OF_LINE = 15.0
 POINTS, CURVES = 2000, 12
-NAMES, SLANT = 18, 60
+NAMES, SLANT = 22, 60
 """Names that fit on the x axis, and the degrees at which they stand so as never to overlap."""
 
 SVG = "http://www.w3.org/2000/svg"
@@ -160,7 +160,7 @@ def _reach(names: Sequence[str]) -> float:
 
 def _name_places(fig: Figure, axes: Axes, names: Sequence[str], reach: float) -> None:
     """Name as many places on the x axis as there is room for, the last one in any case."""
-    shown = range(len(names) - 1, -1, -(-len(names) // -NAMES))
+    shown = range(len(names) - 1, -1, -len(names) // NAMES)
     axes.set_xticks(
         list(shown), [names[i] for i in shown], rotation=SLANT, rotation_mode="anchor", ha="right", va="center"
     )

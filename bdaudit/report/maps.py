@@ -50,8 +50,8 @@ def map_chart(exhibit: Exhibit, key: str) -> str:
     bottom = EDGE + (height + scale * (max(ys) - min(ys))) / 2
     total = height + 2 * EDGE + HEIGHT_OF_LINE * len(groups) + 4
     root = ET.Element("svg", viewBox=f"0 0 {UNITS:g} {total:.1f}")
-    frame = {"width": f"{UNITS - 1:g}", "height": f"{height + 2 * EDGE - 1:.1f}", "rx": "4"}
-    ET.SubElement(root, "rect", x=".5", y=".5", **frame, style="fill:none;stroke:var(--line)")
+    frame = {"x": ".5", "y": ".5", "width": f"{UNITS - 1:g}", "height": f"{height + 2 * EDGE - 1:.1f}", "rx": "4"}
+    ET.SubElement(root, "rect", frame, style="fill:none;stroke:var(--line)")
     for i, ((name, places), kept, mark) in enumerate(zip(groups, shown, MARKS, strict=False)):
         style = f"fill:none;stroke:var(--{mark.color});stroke-width:{mark.width};stroke-linecap:round"
         line = height + 2 * EDGE + HEIGHT_OF_LINE * (i + 1)

@@ -100,6 +100,26 @@ def audited() -> Report:
                 caption="Triggered images, the same after the perturbation, and the difference times 10.",
                 picture=png(),
             ),
+            Exhibit(
+                probe="weights",
+                metric="distance",
+                title="How far each layer moved from the suspect",
+                x_label="from input to output",
+                y_label="relative distance",
+                x=[float(i) for i in range(21)],
+                x_names=[f"layer{1 + i // 5}.{i % 5 // 2}.conv{1 + i % 2}" for i in range(20)] + ["linear"],
+                curves={"purified": [0.01 * i for i in range(20)] + [0.9], "reference": [0.8] * 21},
+            ),
+            Exhibit(
+                probe="features",
+                metric="near_target",
+                title="Penultimate features before purification",
+                points={
+                    "clean images of other classes": [(-1.0 - i % 7 / 10, i / 50) for i in range(100)],
+                    "clean images of class 0, the target": [(1.0 + i % 3 / 10, i / 20) for i in range(20)],
+                    "triggered images": [(1.5 + i % 5 / 10, i / 30) for i in range(50)],
+                },
+            ),
         ],
         notes=[
             "retune: 380 benign images were at hand, the paper uses 1000",
@@ -162,6 +182,8 @@ def hostile() -> Report:
                 y_label=HOSTILE[i],
                 curves={h: [0.1, -1e308, 1e308][: 1 + i % 3] for h in HOSTILE},
                 x=[1e308, -1e308][:i],
+                x_names=HOSTILE if i == 1 else [],
+                points={h: [(1e308, -1e308), (0.0, float(j)), (-1e308, 5e-324)][i:] for j, h in enumerate(HOSTILE)},
                 picture=HOSTILE[i],
             )
             for i in range(3)

@@ -404,7 +404,7 @@ def test_hostile_text_arrives_as_text() -> None:
     for text in HOSTILE[:4]:
         assert clean(text) in said
     drawn = re.findall(r"<svg.*?</svg>", rendered("hostile", "html"), re.DOTALL)
-    assert len(drawn) == 4
+    assert len(drawn) == 7
     inside = "".join(drawn)
     assert "&lt;script&gt;alert(1)&lt;/script&gt;" in inside
     assert ">$\\frac{1}{2}$ $x^2$<" in inside  # not typeset
