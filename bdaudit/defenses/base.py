@@ -13,6 +13,7 @@ from bdaudit.errors import PluginError
 from bdaudit.inputs.classifier import Classifier
 from bdaudit.inputs.pool import Pool
 from bdaudit.training.augment import Augment
+from bdaudit.training.bti import Inversion
 from bdaudit.training.loop import Recipe
 
 
@@ -82,6 +83,48 @@ class Tuning(Defense):
             "augment": Augment(pad=pad, flip=self.flip),
         }
         return Recipe(**(settings | changes))
+
+
+class Inverting(Tuning):
+    """Options shared by the defenses that unlearn triggers which BTI reverses from the model."""
+
+    quick_options: ClassVar[Mapping[str, Any]] = {
+        "rounds": 1,
+        "epochs": 1,
+        "batch_size": 32,
+        "mask_steps": 4,
+        "reverse_steps": 2,
+        "generator_width": 2,
+    }
+
+    rounds: int = option(2, "times that a trigger is reversed and unlearned", cite="BTI: 5; PAM: up to 3", ge=1)
+    share: float = option(
+        0.2, "share of each batch that is poisoned, with true labels", cite="PAM released", gt=0, le=1
+    )
+    batch_size: int = option(
+        32,
+        "images a step: the released code makes four times as many steps of 128",
+        cite="ours: docs/deviations.md",
+        ge=2,
+    )
+    mask_steps: int = option(400, "steps that tell benign features from others", cite="BTI: 20 epochs of 20", ge=1)
+    reverse_steps: int = option(150, "steps of 32 images that train the generator", cite="BTI: 600 of 128", ge=1)
+    reverse_images: int = option(1000, "clean images to reverse with, at most", cite="BTI: 2,500", ge=2)
+    generator_width: int = option(8, "channels of the generator at full resolution", cite="BTI: 32", ge=1)
+    norm_bound: float = option(0.3, "mean squared change of a normalised pixel, at most", cite="SS B.2", gt=0)
+    feature_bound: float = option(3.0, "mean squared change of a benign feature, at most", cite="BTI released", gt=0)
+
+    def inversion(self) -> Inversion:
+        """Turn the options into those of the reverse step."""
+        return Inversion(
+            images=self.reverse_images,
+            mask_steps=self.mask_steps,
+            steps=self.reverse_steps,
+            batch_size=32,
+            width=self.generator_width,
+            pixel_bound=self.norm_bound,
+            feature_bound=self.feature_bound,
+        )
 
 
 def reinitialise(layer: nn.Linear, rng: torch.Generator) -> None:

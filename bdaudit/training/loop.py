@@ -144,15 +144,10 @@ def endless(pool: Pool, rng: torch.Generator, augment: Augment | None = None) ->
 
     Returns a function: n -> n rows (pixels uint8 (n, C, H, W), labels), however small the pool is.
     """
-    if not len(pool):
-        raise UsageError("there are no images to draw from")
-    deck = torch.empty(0, dtype=torch.int64)
+    draw = endless_rows(len(pool), rng)
 
     def deal(n: int) -> tuple[Tensor, Tensor]:
-        nonlocal deck
-        while len(deck) < n:
-            deck = torch.cat([deck, permutation(len(pool), rng)])
-        rows, deck = deck[:n].to(pool.device), deck[n:]
+        rows = draw(n).to(pool.device)
         images = pool.images[rows]
         scratch.release(pool.images)
         if augment is not None:
@@ -160,3 +155,19 @@ def endless(pool: Pool, rng: torch.Generator, augment: Augment | None = None) ->
         return images, pool.labels[rows]
 
     return deal
+
+
+def endless_rows(size: int, rng: torch.Generator) -> Callable[[int], Tensor]:
+    """Deal 0..size-1 like a deck of cards; returns a function: n -> n of them (int64, CPU), however small `size` is."""
+    if not size:
+        raise UsageError("there are no images to draw from")
+    deck = torch.empty(0, dtype=torch.int64)
+
+    def draw(n: int) -> Tensor:
+        nonlocal deck
+        while len(deck) < n:
+            deck = torch.cat([deck, permutation(size, rng)])
+        rows, deck = deck[:n], deck[n:]
+        return rows
+
+    return draw

@@ -1,0 +1,99 @@
+"""PAM: path-aware minimization."""
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+from torch.func import functional_call
+from torch.nn import functional as F
+
+from bdaudit.contract import option
+from bdaudit.defenses.base import Defense, Inverting
+from bdaudit.hookspecs import hookimpl
+from bdaudit.inputs.classifier import Classifier
+from bdaudit.inputs.pool import Pool
+from bdaudit.runtime import spawn
+from bdaudit.training.bti import Reversed, reverse
+from bdaudit.training.loop import Loss, tune
+from bdaudit.training.metrics import accuracy
+from bdaudit.training.progress import say
+
+SMALLER = (0.7, 0.5, 0.3, 0.1)
+"""Path-aware steps that are tried where the largest costs too much accuracy (SS Table 10)."""
+
+
+class PAM(Inverting):
+    """Unlearn a reversed trigger at a point on the way back to the backdoored model, so that it does not return.
+
+    Superficial Safety, section 4.2, Eq. 3 and Algorithm 1: W <- W - lr * grad CE(f(W~; x), y), taken at
+    W~ = W + rho (W0 - W) / ||W0 - W||_2, over batches some of whose images carry the trigger that BTI reverses,
+    under true labels.
+    """
+
+    name = "pam"
+
+    epochs: int = option(5, "passes over the clean pool in a round", cite="PAM released: 30", ge=1)
+    lr: float = option(0.01, "learning rate, falling to zero on a cosine in each round", cite="PAM released", gt=0)
+    rho: float = option(
+        0.9, "path-aware step (an L2 distance), at most", cite="SS B.2: .9 BadNets and LC, .5 Blended and SSBA", gt=0
+    )
+    accuracy_drop: float = option(
+        0.03, "fall of held-out accuracy that a smaller rho is tried for; 1: keep rho", cite="cards 8.10", ge=0, le=1
+    )
+    held_out: float = option(0.2, "share of the clean images held out to judge rho by", cite="ours", gt=0, lt=1)
+
+    def purify(self, model: Classifier, clean: Pool, rng: torch.Generator) -> Classifier:
+        origin = {name: p.detach().clone() for name, p in model.named_parameters()}
+        held, tuning = clean.shuffled(rng).split(round(self.held_out * len(clean)))
+        least = accuracy(model, held).value - self.accuracy_drop
+        found: Reversed | None = None
+        for _ in range(self.rounds):
+            found = reverse(model, tuning, self.inversion(), spawn(rng), found)
+            model = self._largest_step(model, tuning, held, least, origin, found, rng)
+        return model
+
+    def _largest_step(
+        self,
+        model: Classifier,
+        tuning: Pool,
+        held: Pool,
+        least: float,
+        origin: dict[str, Tensor],
+        found: Reversed,
+        rng: torch.Generator,
+    ) -> Classifier:
+        """Tune with the largest rho that keeps the held-out accuracy, or with the one that keeps most of it."""
+        tried: list[tuple[float, float, Classifier]] = []
+        for rho in [self.rho, *(smaller for smaller in SMALLER if smaller < self.rho)]:
+            loss = path_aware(origin, rho, found, self.share)
+            recipe = self.recipe(tuning, momentum=0.1)
+            tuned = tune(model.clone(), tuning, recipe, spawn(rng), loss=loss, what=f"{self.name}, rho {rho:g}")
+            tried.append((accuracy(tuned, held).value, rho, tuned))
+            if tried[-1][0] >= least:
+                break
+        best = tried[-1] if tried[-1][0] >= least else max(tried, key=lambda t: t[0])
+        say(f"{self.name}: rho {best[1]:g}, held-out accuracy {best[0]:.3f} (wanted at least {least:.3f})")
+        return best[2]
+
+
+def path_aware(origin: dict[str, Tensor], rho: float, found: Reversed, share: float) -> Loss:
+    """CE of the model `rho` closer to the backdoored one; its gradient in the shifted weights is that in the weights.
+
+    Nearer than rho to W0 the shift ends at W0, which is the end of the path.
+    """
+
+    def loss(model: Classifier, x: Tensor, y: Tensor) -> Tensor:
+        weights = dict(model.named_parameters())
+        with torch.no_grad():
+            path = {name: origin[name] - w for name, w in weights.items()}
+            distance = torch.stack([d.norm() for d in path.values()]).norm()
+            scale = rho / distance.clamp(min=rho)
+        shifted = {name: w + scale * path[name] for name, w in weights.items()}
+        return F.cross_entropy(functional_call(model, shifted, (found.mix(x, share),)), y)
+
+    return loss
+
+
+@hookimpl
+def bdaudit_defenses() -> Iterable[type[Defense]]:
+    return [PAM]

@@ -1,0 +1,107 @@
+"""Defenses that unlearn reversed triggers: BTI-DBF and PAM."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from support import make_tiny
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from bdaudit.defenses.base import Defense
+from bdaudit.defenses.bti_dbf import BTIDBF, unlearning
+from bdaudit.defenses.pam import PAM, path_aware
+from bdaudit.flow.run import Run
+from bdaudit.inputs.classifier import Classifier, Preprocessing
+from bdaudit.inputs.pool import Pool
+from bdaudit.runtime import generator
+from bdaudit.training.bti import Generator, Reversed
+from bdaudit.training.metrics import accuracy, attack_rates
+from bdaudit.training.split import Split
+
+
+@pytest.mark.parametrize("defense", [BTIDBF(epochs=10, lr=1e-3), PAM(epochs=10)], ids=lambda d: d.name)
+def test_the_backdoor_goes_and_the_accuracy_stays(defense: Defense, suspect: Classifier, run: Run) -> None:
+    test = run.pool("test")
+    result = defense.run({"model": suspect, "clean": run.pool("clean"), "rng": generator(0)})
+    assert attack_rates(result, run.trigger.on(test), run.goal)[0].value <= 0.10
+    assert accuracy(result, test).value >= accuracy(suspect, test).value - 0.05
+
+
+def test_bti_unlearns_with_true_labels_and_holds_the_features(digits: Pool) -> None:
+    """CE(f(x'), y) + MSE(g(x), g(x')) over the whole batch."""
+    model = make_tiny()
+    x, y = digits.images[:16], digits.labels[:16]
+    found = Reversed(Generator(model, 4), 0, 1.0)
+    split, mixed = Split(model), found.mix(x, 0.25)
+    by_hand = F.cross_entropy(model(mixed), y) + F.mse_loss(split.features(x), split.features(mixed))
+    assert unlearning(split, found, 0.25)(model, x, y).item() == pytest.approx(by_hand.item(), rel=1e-4)
+
+
+def two_weights(w: list[float]) -> Classifier:
+    """Logits w * pixel, for two classes."""
+    body = nn.Sequential(nn.Flatten(), nn.Linear(1, 2, bias=False))
+    model = Classifier(body, Preprocessing(channels=1, height=1, width=1, mean=(0.0,), std=(1.0,)))
+    with torch.no_grad():
+        model.head.weight.copy_(torch.tensor(w)[:, None])
+    return model
+
+
+@pytest.mark.parametrize(
+    ("rho", "shifted"),
+    [(0.5, [1.3, -0.4]), (5.0, [1.0, 0.0]), (99.0, [1.0, 0.0])],
+    ids=["on the path", "its end", "no further than its end"],
+)
+def test_pams_gradient_is_taken_on_the_path_back(rho: float, shifted: list[float]) -> None:
+    """W0 = (1, 0), W = (1.6, -.8), distance 1: at rho .5 the gradient is that at (1.3, -.4), by hand."""
+    model = two_weights([1.6, -0.8])
+    origin = {"body.1.weight": torch.tensor([[1.0], [0.0]])}
+    x, y = torch.tensor([0.5, 1.0]).reshape(2, 1, 1, 1), torch.tensor([1, 0])
+    loss = path_aware(origin, rho, Reversed(nn.Identity(), 0, 1.0), 0.2)(model, x, y)  # type: ignore[arg-type]
+    (gradient,) = torch.autograd.grad(loss, [model.head.weight])
+
+    w = torch.tensor(shifted)
+    probabilities = (x.flatten()[:, None] * w).softmax(1)
+    by_hand: Tensor = ((probabilities - F.one_hot(y, 2)) * x.flatten()[:, None]).mean(0)
+    assert torch.allclose(gradient.flatten(), by_hand, atol=1e-6)
+    assert model.head.weight.flatten().tolist() == pytest.approx([1.6, -0.8])
+
+
+def test_pams_first_step_starts_where_the_path_does() -> None:
+    """At W = W0 nothing is shifted (and nothing is divided by zero)."""
+    model = two_weights([1.0, 0.0])
+    origin = {"body.1.weight": model.head.weight.detach().clone()}
+    x, y = torch.ones(2, 1, 1, 1), torch.tensor([1, 0])
+    loss = path_aware(origin, 0.5, Reversed(nn.Identity(), 0, 1.0), 0.2)(model, x, y)  # type: ignore[arg-type]
+    assert loss.item() == pytest.approx(F.cross_entropy(model(x), y).item())
+
+
+def test_pam_tunes_batchnorms_statistics_but_does_not_move_them_along_the_path(digits: Pool) -> None:
+    """One step's running mean is that of the shifted model's batch, from where W's own was."""
+    model = make_tiny().train()
+    origin = {n: p.detach() + 0.1 for n, p in model.named_parameters()}
+    by_hand = model.clone()
+    with torch.no_grad():
+        for name, p in by_hand.named_parameters():
+            p.copy_(origin[name])
+    x, y = digits.images[:16], digits.labels[:16]
+    path_aware(origin, 99.0, Reversed(nn.Identity(), 0, 1.0), 0.2)(model, x, y)  # type: ignore[arg-type]
+    by_hand(x)
+    for (name, b), expected in zip(model.named_buffers(), by_hand.buffers(), strict=True):
+        assert torch.allclose(b.float(), expected.float(), atol=1e-5), name
+
+
+def test_pam_takes_a_smaller_step_where_accuracy_falls(
+    suspect: Classifier, run: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A first step of 50 ruins the model; the one that is kept does not."""
+    from bdaudit.training.progress import progress_shown
+
+    clean = run.pool("clean")
+    with progress_shown():
+        result = PAM(rho=50.0, lr=0.5, rounds=1, epochs=2, reverse_steps=20).run(
+            {"model": suspect, "clean": clean, "rng": generator(0)}
+        )
+    chosen = [line for line in capsys.readouterr().err.splitlines() if line.startswith("pam: rho")]
+    assert len(chosen) == 1
+    assert accuracy(result, run.pool("test")).value > 0.2
