@@ -17,6 +17,7 @@ from bdaudit.inputs.pool import Pool
 from bdaudit.runtime import Runtime, permutation, seeded
 from bdaudit.training.augment import Augment
 from bdaudit.training.progress import track
+from bdaudit.training.sam import Sam, SharpnessAware
 
 Loss = Callable[[Classifier, Tensor, Tensor], Tensor]
 """(model, pixels (N, C, H, W), labels (N,)) -> scalar."""
@@ -29,6 +30,7 @@ class Recipe:
     schedule: `cosine` to zero over all steps, `onecycle` (a warm-up of 20%, then down to zero), or `constant`.
     min_steps: steps in an epoch, at least: a small pool is cut into smaller batches (of 16 images or more). The papers
     count epochs over a thousand images or more; over two hundred, the same epochs would be a fifth of the steps.
+    sam: step by the gradient at the worst point nearby, at twice the cost.
     """
 
     epochs: int
@@ -40,9 +42,13 @@ class Recipe:
     schedule: str = "cosine"
     min_steps: int = 1
     augment: Augment = field(default_factory=Augment)
+    sam: Sam | None = None
 
     def make_optimizer(self, model: torch.nn.Module) -> torch.optim.Optimizer:
-        parameters = [p for p in model.parameters() if p.requires_grad]
+        base = self._base_optimizer([p for p in model.parameters() if p.requires_grad])
+        return base if self.sam is None else SharpnessAware(base, model, self.sam)
+
+    def _base_optimizer(self, parameters: list[torch.nn.Parameter]) -> torch.optim.Optimizer:
         if self.optimizer == "sgd":
             return torch.optim.SGD(parameters, self.lr, self.momentum, weight_decay=self.weight_decay, foreach=True)
         if self.optimizer == "adam":
