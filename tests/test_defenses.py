@@ -15,7 +15,6 @@ from bdaudit.defenses.base import Defense, reinitialise
 from bdaudit.defenses.ep import EP
 from bdaudit.defenses.fst import FST
 from bdaudit.defenses.ft import FT
-from bdaudit.defenses.ft_sam import FTSAM
 from bdaudit.defenses.pl import PL
 from bdaudit.errors import PluginError
 from bdaudit.flow.run import Run
@@ -23,7 +22,6 @@ from bdaudit.inputs.classifier import Classifier
 from bdaudit.inputs.pool import Pool
 from bdaudit.runtime import generator
 from bdaudit.training.metrics import accuracy, attack_rates, predict_logits
-from bdaudit.training.sam import Sam
 
 DEFENSES = [found.cls for found in plugins.registry().of_kind("defense").values()]
 
@@ -121,50 +119,6 @@ class TestFST:
         result = FST(epochs=1, layers="all").run({"model": model, "clean": digits.first(64), "rng": generator(0)})
         after = [m.weight.norm().item() for m in result.body.linear if isinstance(m, torch.nn.Linear)]
         assert after == pytest.approx(norms, rel=1e-5)
-
-
-class TestFTSAM:
-    """Zhu et al. 2023 over SAM and ASAM."""
-
-    @pytest.mark.parametrize(("options", "sam"), [({}, Sam(2.0, adaptive=True)), ({"adaptive": False}, Sam(0.05))])
-    def test_one_step_is_the_gradient_of_the_smoothed_loss_at_the_worst_point(
-        self, digits: Pool, options: dict[str, Any], sam: Sam
-    ) -> None:
-        """w1 = w - lr (dL/dw (w + e) + 5e-4 w), L with labels smoothed by .1; without adaptive it has its own rho."""
-        model, clean = make_tiny(), digits.first(64)
-        defense = FTSAM(epochs=1, batch_size=64, lr=0.05, min_steps=1, **options)
-        result = defense.run({"model": model, "clean": clean, "rng": generator(0)})
-        there = model.clone().train()
-        start = [p.detach().clone() for p in there.parameters()]
-
-        def gradients() -> tuple[torch.Tensor, ...]:
-            loss = F.cross_entropy(there(clean.images), clean.labels, label_smoothing=0.1)
-            return torch.autograd.grad(loss, list(there.parameters()))
-
-        perturbation = sam.perturbation(start, gradients())
-        with torch.no_grad():
-            for p, e in zip(there.parameters(), perturbation, strict=True):
-                p.add_(e)
-        for after, w, g in zip(result.parameters(), start, gradients(), strict=True):
-            assert torch.allclose(after, w - 0.05 * (g + 5e-4 * w), atol=2e-6)
-
-    def test_it_ends_where_the_loss_is_flatter_than_after_ft(self, suspect: Classifier, run: Run) -> None:
-        """The loss rises less towards the worst point of an adaptive neighbourhood."""
-        clean = run.pool("clean")
-
-        def rise(model: Classifier) -> float:
-            weights = list(model.parameters())
-            loss = F.cross_entropy(model(clean.images), clean.labels)
-            perturbation = Sam(1.0, adaptive=True).perturbation(weights, torch.autograd.grad(loss, weights))
-            with torch.no_grad():
-                for w, e in zip(weights, perturbation, strict=True):
-                    w.add_(e)
-                return (F.cross_entropy(model(clean.images), clean.labels) - loss).item()
-
-        inputs = {"model": suspect, "clean": clean}
-        ft, sam = (cls().run({**inputs, "rng": generator(0)}) for cls in (FT, FTSAM))
-        assert accuracy(sam, run.pool("test")).value >= accuracy(suspect, run.pool("test")).value - 0.05
-        assert rise(sam) < 0.7 * rise(ft)
 
 
 class TestPL:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any, ClassVar, final
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, ClassVar, Literal, final
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from bdaudit.contract import Plugin, option
 from bdaudit.errors import PluginError
@@ -134,3 +134,20 @@ def reinitialise(layer: nn.Linear, rng: torch.Generator) -> None:
         for tensor in (layer.weight, layer.bias):
             if tensor is not None:
                 tensor.copy_(torch.empty(tensor.shape).uniform_(-bound, bound, generator=rng))
+
+
+def linear_layers(model: Classifier, which: Literal["last", "all"]) -> list[nn.Linear]:
+    """List the head, or every linear layer from the first to the head."""
+    return [m for m in model.body.modules() if isinstance(m, nn.Linear)] if which == "all" else [model.head]
+
+
+def weights_of(layers: Iterable[nn.Linear]) -> list[Tensor]:
+    """Copy the layers' weight matrices."""
+    return [layer.weight.detach().clone() for layer in layers]
+
+
+@torch.no_grad()
+def keep_norms(layers: Iterable[nn.Linear], originals: Iterable[Tensor]) -> None:
+    """Project each weight matrix onto the sphere of its original's Frobenius norm (FST Alg. 1; D3 Eq. 4)."""
+    for layer, original in zip(layers, originals, strict=True):
+        layer.weight.mul_(original.norm() / layer.weight.norm())

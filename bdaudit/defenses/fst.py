@@ -4,10 +4,10 @@ from collections.abc import Iterable
 from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from bdaudit.contract import option
-from bdaudit.defenses.base import Defense, Tuning, reinitialise
+from bdaudit.defenses.base import Defense, Tuning, keep_norms, linear_layers, reinitialise, weights_of
 from bdaudit.hookspecs import hookimpl
 from bdaudit.inputs.classifier import Classifier
 from bdaudit.inputs.pool import Pool
@@ -32,9 +32,8 @@ class FST(Tuning):
     )
 
     def purify(self, model: Classifier, clean: Pool, rng: torch.Generator) -> Classifier:
-        linear = [m for m in model.body.modules() if isinstance(m, nn.Linear)]
-        heads = linear if self.layers == "all" else [model.head]
-        original = [head.weight.detach().clone() for head in heads]
+        heads = linear_layers(model, self.layers)
+        original = weights_of(heads)
         for head in heads:
             reinitialise(head, rng)
 
@@ -42,10 +41,8 @@ class FST(Tuning):
             inner = sum((h.weight * w).sum() for h, w in zip(heads, original, strict=True))
             return cross_entropy(model, x, y) + self.alpha * inner
 
-        @torch.no_grad()
         def project() -> None:
-            for head, w in zip(heads, original, strict=True):
-                head.weight.mul_(w.norm() / head.weight.norm())
+            keep_norms(heads, original)
 
         return tune(model, clean, self.recipe(clean), rng, loss=shifted_loss, after_step=project, what=self.name)
 

@@ -27,7 +27,8 @@ Loss = Callable[[Classifier, Tensor, Tensor], Tensor]
 class Recipe:
     """How to train: optimiser, schedule, batches.
 
-    schedule: `cosine` to zero over all steps, `onecycle` (a warm-up of 20%, then down to zero), or `constant`.
+    schedule: `cosine` to zero over all steps, `onecycle` (a warm-up of 20%, then down to zero), `constant`, or a
+    function from the share of steps done, in [0, 1), to the share of `lr`.
     min_steps: steps in an epoch, at least: a small pool is cut into smaller batches (of 16 images or more). The papers
     count epochs over a thousand images or more; over two hundred, the same epochs would be a fifth of the steps.
     sam: step by the gradient at the worst point nearby, at twice the cost.
@@ -39,7 +40,7 @@ class Recipe:
     optimizer: str = "sgd"
     momentum: float = 0.9
     weight_decay: float = 0.0
-    schedule: str = "cosine"
+    schedule: str | Callable[[float], float] = "cosine"
     min_steps: int = 1
     augment: Augment = field(default_factory=Augment)
     sam: Sam | None = None
@@ -64,6 +65,8 @@ class Recipe:
     def factor(self, step: int, steps: int) -> float:
         """Learning rate at a step, as a share of `lr`."""
         done = step / max(1, steps)
+        if callable(self.schedule):
+            return self.schedule(done)
         if self.schedule == "cosine":
             return (1 + math.cos(math.pi * done)) / 2
         if self.schedule == "onecycle":
