@@ -17,10 +17,11 @@ Lengths = dict[str, tuple[float, float]]
 
 
 class Weights(Probe):
-    """Measure how far each layer moved: what stays close to the backdoored weights is easily brought back.
+    """Measure how far purification moved each layer from the backdoored weights.
 
     D3, section 4.3 and Fig. 3 (c), by layer instead of by entry: ||W - W_suspect||_F / ||W_suspect||_F, a layer's
-    tensors taken as one vector. A reference shows how far apart two trainings, or an exact purification, lie.
+    tensors taken as one vector. It shows where a defense worked, and no more: an exact purification can be a short
+    way (EP moved a digits model by 8%). A reference shows how far apart two such networks usually lie.
     """
 
     name = "weights"
