@@ -31,7 +31,13 @@ LAYERS = [
     ("api",),
     ("cli", "__main__"),
 ]
-BASES = {"bdaudit.attacks.base", "bdaudit.attacks.triggers", "bdaudit.defenses.base", "bdaudit.probes.base"}
+BASES = {
+    "bdaudit.attacks.base",
+    "bdaudit.attacks.triggers",
+    "bdaudit.defenses.base",
+    "bdaudit.probes.base",
+    "bdaudit.probes.queries",
+}
 KINDS = ("bdaudit.attacks", "bdaudit.defenses", "bdaudit.probes")
 MODULES = sorted(p for p in ROOT.rglob("*.py") if p != ROOT / "__init__.py")
 

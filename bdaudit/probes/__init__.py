@@ -1,1 +1,1 @@
-"""Probes: `base` is the contract; each other file is one plugin."""
+"""Probes: `base` is the contract, `queries` what those by queries share; each other file is one plugin."""
