@@ -22,6 +22,7 @@ from support import snapshot
 from bdaudit.cli.main import _run
 from bdaudit.flow.run import Run
 from bdaudit.inputs.folders import write_folder, write_png
+from bdaudit.report.formats import FORMATS
 
 FAST = ["-o", "retune.epochs=1", "-o", "retune.draws=1", "-o", "qra.epochs=1"]
 
@@ -108,7 +109,7 @@ class TestAudit:
         assert (report["verdict"], code) == ("fail", 1)
         out = case / "audit-ft"
         assert {p.name for p in out.iterdir()} == {"report.json", "report.html", "model.purified.pt"}
-        for form in ("text", "markdown", "junit", "html", "json"):
+        for form in FORMATS:
             assert call("report", out / "report.json", "--format", form) == 1
             assert capsys.readouterr().out
 
@@ -504,6 +505,20 @@ def test_a_report_is_never_replaced_by_its_own_rendering(tmp_path: Path, capsys:
     assert call("report", path, "--format", "html", "--out", tmp_path / "link") == 2
     assert "would replace the report itself" in capsys.readouterr().err
     assert path.read_text() == before
+
+
+def test_reports_are_compared_and_the_first_decides(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """`--compare` shows the others beside FILE; the exit code stays FILE's own, and no report is replaced."""
+    bad, good = tmp_path / "bad.json", tmp_path / "good.json"
+    bad.write_text(audited().to_json())
+    good.write_text(audited().model_copy(update={"verdict": "pass"}).to_json())
+    for files, code in (((bad, good), 1), ((good, bad), 0)):
+        assert call("report", files[0], "--compare", files[1], "--compare", bad) == code
+        assert "B - A" in capsys.readouterr().out
+    assert call("report", good, "--compare", bad, "--format", "html", "--out", bad) == 2
+    assert "would replace the report itself" in capsys.readouterr().err
+    assert call("report", good, "--compare", bad, "--format", "junit") == 2
+    assert "junit holds one audit" in capsys.readouterr().err
 
 
 def test_the_package_runs_as_a_module() -> None:

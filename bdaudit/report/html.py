@@ -6,11 +6,12 @@ import base64
 import binascii
 import functools
 import struct
+from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from bdaudit.report import charts, content, maps, tables
+from bdaudit.report import charts, compare, content, maps, tables
 from bdaudit.report.content import clean
 from bdaudit.report.schema import Exhibit, Report, Verdict
 
@@ -40,19 +41,46 @@ class Shown(NamedTuple):
     missing: bool
 
 
+class Group(NamedTuple):
+    """What one probe has to show."""
+
+    title: str
+    exhibits: list[Shown]
+
+
 def render(report: Report) -> str:
     """Write the report as one self-contained HTML document; jinja2 escapes whatever came from outside."""
     from markupsafe import Markup
 
-    exhibits = [_shown(e, f"exhibit{i}") for i, e in enumerate(islice(report.exhibits, EXHIBITS))]
-    return _template().render(
+    groups: dict[str, Group] = {}
+    for i, e in enumerate(islice(report.exhibits, EXHIBITS)):
+        shown = _shown(e, f"exhibit{i}")
+        group = groups.setdefault(e.probe, Group(content.stage(e.probe), []))
+        group.exhibits.append(shown._replace(chart=Markup(shown.chart)))
+    return _template("report.html").render(
         report=report,
         content=content,
         tables=tables,
         title=clean(report.title),
         chart=Markup(charts.bar_chart(content.bars(report), "rates")),  # our own SVG, its texts escaped
-        exhibits=[e._replace(chart=Markup(e.chart)) for e in exhibits],
+        groups=list(groups.values()),
         exhibits_left_out=max(0, len(report.exhibits) - EXHIBITS),
+        icons=ICONS,
+    )
+
+
+def side_by_side(audits: Sequence[compare.Audit]) -> str:
+    """Write several audits beside one another as one self-contained HTML document."""
+    from markupsafe import Markup
+
+    return _template("compare.html").render(
+        audits=audits,
+        sections=compare.sections(audits),
+        unlike=bool(compare.unlike(audits)),
+        chart=Markup(charts.bar_chart(compare.bars(audits), "rates")),
+        content=content,
+        clean=clean,
+        title=compare.title(audits),
         icons=ICONS,
     )
 
@@ -84,7 +112,7 @@ def _shown(exhibit: Exhibit, key: str) -> Shown:
 
 
 @functools.cache
-def _template() -> jinja2.Template:
+def _template(name: str) -> jinja2.Template:
     import jinja2
 
     environment = jinja2.Environment(
@@ -95,4 +123,4 @@ def _template() -> jinja2.Template:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    return environment.get_template("report.html")
+    return environment.get_template(name)

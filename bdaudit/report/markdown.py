@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from tabulate import tabulate
 
-from bdaudit.report import content, tables
+from bdaudit.report import compare, content, tables
 from bdaudit.report.content import clean
 from bdaudit.report.schema import Report, Verdict
 from bdaudit.report.tables import Table
@@ -42,6 +42,18 @@ def render(report: Report) -> str:
         _table(tables.inputs(report)),
         _table(tables.provenance(report)),
     ]
+    return "\n\n".join(b for b in blocks if b) + "\n"
+
+
+def side_by_side(audits: Sequence[compare.Audit]) -> str:
+    """Write several audits beside one another as Markdown."""
+    blocks = [
+        f"# {compare.title(audits)}",
+        "## " + ", ".join(f"{a.letter} {MARKS[a.report.verdict]}" for a in audits),
+    ]
+    for section in compare.sections(audits):
+        blocks += [f"## {section.title}", _bullets(map(escape, section.lines))]
+        blocks += [_table(t) for t in (*section.figures, *section.words)]
     return "\n\n".join(b for b in blocks if b) + "\n"
 
 

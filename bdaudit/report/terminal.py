@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import re
 import textwrap
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from tabulate import tabulate
 
-from bdaudit.report import content, tables
+from bdaudit.report import compare, content, tables
 from bdaudit.report.content import clean
 from bdaudit.report.schema import Report, Verdict
 from bdaudit.report.tables import Table
@@ -22,12 +22,9 @@ _HASH = re.compile(r"\b([0-9a-f]{12})[0-9a-f]{28,}\b")
 def render(report: Report, *, color: bool = False) -> str:
     """Write the report as plain text of at most about 100 columns, with colours only if asked for."""
 
-    def paint(text: str, verdict: Verdict) -> str:
-        return f"\033[1;{COLORS[verdict]}m{text}\033[0m" if color else text
-
     blocks = [
         clean(report.title),
-        f"{paint(report.verdict.upper(), report.verdict)}  {content.headline(report)}\n"
+        f"{_painted(report.verdict, color)}  {content.headline(report)}\n"
         + "\n".join(_wrap(content.story(report), "")),
         _section("Why", (_reason(outcome, text) for outcome, text in content.checks(report))),
     ]
@@ -43,6 +40,27 @@ def render(report: Report, *, color: bool = False) -> str:
         _provenance(report),
     ]
     return "\n\n".join(b for b in blocks if b) + "\n"
+
+
+def side_by_side(audits: Sequence[compare.Audit], *, color: bool = False) -> str:
+    """Write several audits beside one another as plain text; hashes are shortened."""
+    ended = "   ".join(f"{a.letter} {_painted(a.report.verdict, color)}" for a in audits)
+    blocks = [f"{compare.title(audits)}\n{ended}"]
+    for section in compare.sections(audits):
+        blocks.append(_section(section.title, section.lines) or section.title)
+        blocks += [_table(t) for t in section.figures]
+        blocks += [_words(t) for t in section.words]
+    return "\n\n".join(blocks) + "\n"
+
+
+def _painted(verdict: Verdict, color: bool) -> str:
+    return f"\033[1;{COLORS[verdict]}m{verdict.upper()}\033[0m" if color else verdict.upper()
+
+
+def _words(table: Table) -> str:
+    widths = [None, *[max(16, (WIDTH - 30) // (len(table.headers) - 1))] * (len(table.headers) - 1)]
+    rows = [[_HASH.sub(r"\1…", cell) for cell in row] for row in table.rows]
+    return tabulate(rows, table.headers, tablefmt="simple", disable_numparse=True, maxcolwidths=widths)
 
 
 def _reason(outcome: Verdict | None, text: str) -> str:

@@ -148,6 +148,20 @@ def audited() -> Report:
     )
 
 
+def crowded() -> Report:
+    """An audit that cannot decide, with fifteen exhibits of five probes."""
+    curves = {"purified": [0.01, 0.4, 0.94], "reference": [0.02, 0.03, 0.04]}
+    exhibits = [
+        Exhibit(
+            probe=probe, metric="p_asr", title=f"{what} of {probe}", caption=f"{what}, as {probe} saw it.",
+            x_label="step", y_label="rate", curves=curves if i % 2 else {}, picture="" if i % 2 else png(620, 200),
+        )
+        for probe in ("retune", "qra", "lmc", "trajectory", "weights")
+        for i, what in enumerate(("A picture", "Curves", "Another picture"))
+    ]  # fmt: skip
+    return audited().model_copy(update={"verdict": "inconclusive", "exhibits": exhibits})
+
+
 def hostile() -> Report:
     """Every string an attack, every list ragged, every number out of range."""
     text = dict(enumerate(HOSTILE))
