@@ -15,10 +15,11 @@ from bdaudit.defenses.base import Defense
 from bdaudit.errors import UsageError
 from bdaudit.flow.evidence import Evidence, settle
 from bdaudit.flow.provenance import describe_model, describe_pool, environment
+from bdaudit.flow.selfcheck import caveats, check_model, doubts, other, trusted, unable
 from bdaudit.inputs.architectures import fresh
 from bdaudit.inputs.classifier import Classifier
 from bdaudit.probes.base import Probe
-from bdaudit.report.schema import Exhibit, Finding, Granted, Policy, Report, Subject
+from bdaudit.report.schema import Exhibit, Finding, Granted, Policy, Report, SelfCheck, Subject
 from bdaudit.report.statistics import change_findings, rate_finding
 from bdaudit.report.verdict import judge
 from bdaudit.runtime import Runtime, generator, spawn
@@ -77,18 +78,28 @@ def audit(
 
     evidence = settle(evidence, evaluate, policy.min_triggered, rng)
     notes += evidence.notes
-    if evidence.shortfall:
-        if evidence.test is not None and len(evidence.test):
-            rate = accuracy(evidence.suspect, evidence.test)
-            findings.append(rate_finding("evaluation", "suspect", "c_acc", rate))
-    else:
+    checks = list(evidence.checks)
+    if not evidence.shortfall:
+        say("checking that the models can be measured")
+        start = clock()
+        checks += _given_models(evidence)
+        evidence = trusted(evidence, checks)
+        seconds["checks"] = clock() - start
+    elif evidence.test is not None and len(evidence.test):
+        rate = accuracy(evidence.suspect, evidence.test)
+        findings.append(rate_finding("evaluation", "suspect", "c_acc", rate))
+    if not evidence.shortfall:
         if defense is not None:
             say(f"purifying with {defense.name}")
             start = clock()
             purified, given = purify(defense, evidence, defense_seed)
             granted += given
             seconds["purify"] = clock() - start
-        assert purified is not None
+        assert purified is not None and evidence.test is not None
+        checks += check_model("purified", purified, evidence.test)
+        evidence = trusted(evidence, checks)
+    if not evidence.shortfall:
+        assert purified is not None and evidence.test is not None
         if evidence.reference is None and reference_defense is not None and evidence.trigger is not None:
             say(f"making the exactly purified reference with {reference_defense.name} (oracle: it knows the trigger)")
             start = clock()
@@ -96,11 +107,16 @@ def audit(
             evidence = _with_reference(evidence, made, reference_defense.name)
             granted += [g.model_copy(update={"plugin": f"{g.plugin} (reference)"}) for g in given]
             seconds["reference"] = clock() - start
+            checks += check_model("reference", made, evidence.test)
+            evidence = trusted(evidence, checks)
         say("evaluating")
         start = clock()
         findings += _evaluation(evidence, purified)
         seconds["evaluation"] = clock() - start
         for probe in probes:
+            if why_not := unable(probe, evidence, checks):
+                notes.append(f"{probe.name} was left out: {why_not}")
+                continue
             say(f"probing with {probe.name}")
             start = clock()
             available = evidence.for_probe(purified, generator(probe_seed))
@@ -112,7 +128,8 @@ def audit(
             artifacts |= measurement.artifacts
             seconds[probe.name] = clock() - start
 
-    verdict, reasons, outcomes = judge(findings, policy, evidence.shortfall)
+    notes += caveats(checks)
+    verdict, reasons, outcomes = judge(findings, policy, evidence.shortfall, doubts(checks))
     provenance = environment() | {
         "seed": seed,
         "device": Runtime.of(evidence.suspect.device).describe(),
@@ -139,6 +156,7 @@ def audit(
         findings=findings,
         exhibits=shown,
         notes=list(dict.fromkeys(notes)),
+        self_checks=checks,
         inputs={"model": describe_model(evidence.suspect), "goal": str(evidence.goal), **described, **(inputs or {})},
         granted=granted,
         policy=policy,
@@ -153,6 +171,15 @@ def fresh_like(model: Classifier, rng: torch.Generator) -> Classifier:
         raise UsageError("the model's architecture is unknown, so no fresh one can be built: give --arch")
     made = fresh(model.arch, model.preprocessing, model.classes, rng)
     return Runtime.of(model.device).place(made)
+
+
+def _given_models(evidence: Evidence) -> list[SelfCheck]:
+    """Check what was given before anything is spent on it."""
+    assert evidence.test is not None
+    models = {"suspect": evidence.suspect} | {other(name): m for name, m in evidence.others.items()}
+    if evidence.reference is not None:
+        models["reference"] = evidence.reference
+    return [row for subject, model in models.items() for row in check_model(subject, model, evidence.test)]
 
 
 def _with_reference(evidence: Evidence, reference: Classifier, name: str) -> Evidence:

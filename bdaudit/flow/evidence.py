@@ -11,16 +11,23 @@ import torch
 from bdaudit.attacks.triggers import Trigger
 from bdaudit.contract import RESOURCES
 from bdaudit.errors import ImageError, UsageError
+from bdaudit.flow.edited import edited
 from bdaudit.flow.run import Run
 from bdaudit.inputs.classifier import Classifier
 from bdaudit.inputs.goal import Goal
-from bdaudit.inputs.pool import UNKNOWN, Pool, without
+from bdaudit.inputs.pool import UNKNOWN, Pool, distinct, without
 from bdaudit.probes.base import Backdoor
-from bdaudit.report.schema import Granted
+from bdaudit.report.schema import Granted, Outcome, SelfCheck
 from bdaudit.training.metrics import predict
 
 RETUNE_ROWS = 5
 DEFENSE_ROWS = 5
+TUNED_ELSEWHERE = "the model was purified elsewhere: overlap with the rows that tuned it cannot be ruled out"
+
+SEPARATE = "no image is both learned from and tested on"
+ONCE = "no image counts twice"
+NOT_TARGET = "no image of the target class counts as a success"
+ENOUGH = "there are enough images"
 
 
 @dataclass(frozen=True)
@@ -46,6 +53,7 @@ class Evidence:
     sources: dict[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     shortfall: str = ""
+    checks: tuple[SelfCheck, ...] = ()
 
     def for_defense(self, rng: torch.Generator) -> dict[str, Any]:
         """List what a defense may ask for, held-out data excluded."""
@@ -149,6 +157,8 @@ def from_folders(
     )
     if (flagged.labels != UNKNOWN).all():
         notes = ["the trigger is unknown: some flagged images reactivate the backdoor, the others measure it"]
+    if len(flagged) < len(given):
+        notes.append(f"{len(given) - len(flagged)} flagged images truly belong to the target class; they were left out")
     for_defense = DEFENSE_ROWS if wants_malicious else 0
     needed = for_defense + RETUNE_ROWS + min_triggered
     if len(flagged) < needed:
@@ -176,7 +186,7 @@ def from_folders(
             f"{len(given)} flagged but only {len(clean)} clean images: too few to tune, retune and test with"
         )
     if tuned_elsewhere:
-        notes.append("the model was purified elsewhere: overlap with the rows that tuned it cannot be ruled out")
+        notes.append(TUNED_ELSEWHERE)
     return replace(
         evidence,
         goal=goal,
@@ -207,16 +217,16 @@ def settle(evidence: Evidence, images: int, min_triggered: int, rng: torch.Gener
     In this order, since a triggered copy of a row that was tuned on no longer looks like it. images: per rate,
     at most; the intervals say what that costs. What is left too small for any verdict becomes a shortfall.
     """
-    evidence = limit_evaluation(drop_overlap(evidence), images, rng)
+    evidence = limit_evaluation(drop_overlap(drop_repeats(evidence)), images, rng)
     if evidence.shortfall:
-        return evidence
+        return _checked(evidence, ENOUGH, evidence.shortfall, "stopped")
     benign, test, goal, backdoor = evidence.benign, evidence.test, evidence.goal, evidence.backdoor
     if backdoor is None and evidence.trigger and goal and benign is not None and test is not None:
         backdoor = known_backdoor(evidence.trigger, goal, benign, test)
     if backdoor is None or goal is None or benign is None or test is None:
         raise UsageError("an audit needs triggered images: give --malicious DIR or --attack RUN")
     backdoor = replace(backdoor, attack=evidence.attack)
-    evidence = replace(evidence, backdoor=backdoor)
+    evidence = _check_targets(replace(evidence, backdoor=backdoor), goal)
     sizes = {
         "held-out clean images of other classes than the target": int(goal.counted(test.labels).sum()),
         "triggered images to evaluate on": int(goal.counted(backdoor.evaluation.labels).sum()),
@@ -229,25 +239,49 @@ def settle(evidence: Evidence, images: int, min_triggered: int, rng: torch.Gener
         for name, n in sizes.items()
         if n < least[name]
     ]
-    return replace(evidence, shortfall=f"too little to judge by: {'; '.join(short)}") if short else evidence
+    shortfall = f"too little to judge by: {'; '.join(short)}" if short else ""
+    evidence = _checked(evidence, ENOUGH, shortfall, "stopped" if short else "sound")
+    return replace(evidence, shortfall=shortfall)
+
+
+def drop_repeats(evidence: Evidence) -> Evidence:
+    """Remove images that are in held-out data twice, since they would make intervals narrower than they are."""
+    test, backdoor, notes = evidence.test, evidence.backdoor, []
+    if test is not None:
+        kept = distinct(test)
+        notes += [f"{len(test) - len(kept)} test images were there twice; they count once"] if kept is not test else []
+        test = kept
+    if backdoor is not None:
+        kept = distinct(backdoor.evaluation)
+        if kept is not backdoor.evaluation:
+            twice = len(backdoor.evaluation) - len(kept)
+            notes.append(f"{twice} triggered test images were there twice; they count once")
+        backdoor = replace(backdoor, evaluation=kept)
+    evidence = replace(evidence, test=test, backdoor=backdoor, notes=(*evidence.notes, *notes))
+    return _checked(evidence, ONCE, "; ".join(notes))
 
 
 def drop_overlap(evidence: Evidence) -> Evidence:
-    """Remove from held-out data what tuning or retuning has seen, pixel for pixel, and say how much that was."""
+    """Remove from held-out data what tuning or retuning has seen, and say how much that was.
+
+    Images are compared pixel for pixel, and cell by cell, which finds a triggered copy of an image that was tuned on.
+    """
     seen = [p for p in (evidence.clean, evidence.malicious, evidence.train) if p is not None]
     backdoor, test, benign = evidence.backdoor, evidence.test, evidence.benign
-    notes = []
+    notes: list[str] = []
     if benign is not None and seen:
-        benign, dropped = _without_all(benign, seen)
-        notes += [f"{dropped} images for retuning were also in the tuning data; they were left out"] if dropped else []
+        benign = _unseen(benign, seen, "images for retuning", "the tuning data", notes)
+    retuned = [benign] if benign is not None else []
     if test is not None:
-        test, dropped = _without_all(test, [*seen, *([benign] if benign is not None else [])])
-        notes += [f"{dropped} test images were also in tuning or retuning data; they were left out"] if dropped else []
+        test = _unseen(test, [*seen, *retuned], "test images", "tuning or retuning data", notes)
     if backdoor is not None:
-        evaluation, dropped = _without_all(backdoor.evaluation, [*seen, backdoor.reactivation])
-        notes += [f"{dropped} triggered test images were also in tuning data; they were left out"] if dropped else []
+        learned = [*seen, *retuned, backdoor.reactivation]
+        evaluation = _unseen(backdoor.evaluation, learned, "triggered test images", "tuning or retuning data", notes)
         backdoor = replace(backdoor, evaluation=evaluation)
-    return replace(evidence, backdoor=backdoor, test=test, benign=benign, notes=(*evidence.notes, *notes))
+    elsewhere = TUNED_ELSEWHERE in evidence.notes
+    found = "; ".join([*notes, *([TUNED_ELSEWHERE] if elsewhere else [])])
+    evidence = replace(evidence, backdoor=backdoor, test=test, benign=benign, notes=(*evidence.notes, *notes))
+    return _checked(evidence, SEPARATE, found, "caveat" if elsewhere else "sound")
 
 
 def limit_evaluation(evidence: Evidence, images: int, rng: torch.Generator) -> Evidence:
@@ -260,9 +294,31 @@ def limit_evaluation(evidence: Evidence, images: int, rng: torch.Generator) -> E
     return replace(evidence, test=test, backdoor=backdoor)
 
 
-def _without_all(pool: Pool, others: list[Pool]) -> tuple[Pool, int]:
-    kept = without(pool, *others)
-    return kept, len(pool) - len(kept)
+def _unseen(pool: Pool, seen: list[Pool], what: str, where: str, notes: list[str]) -> Pool:
+    """Drop what was seen; `notes` gets a line about it."""
+    other = without(pool, *seen)
+    altered = edited(other, *seen)
+    kept = other.take(~altered) if altered.any() else other
+    if len(kept) < len(pool):
+        but = f" ({int(altered.sum())} of them but for a few pixels)" if altered.any() else ""
+        notes.append(f"{len(pool) - len(kept)} {what} were also in {where}{but}; they were left out")
+    return kept
+
+
+def _check_targets(evidence: Evidence, goal: Goal) -> Evidence:
+    """Say whether images that belong to the target class anyway are kept out of attack success rates."""
+    assert evidence.backdoor is not None and evidence.test is not None
+    if not evidence.backdoor.labels_known:
+        doubt = "true labels of the flagged images are unknown; those of the target class count as successes"
+        return _checked(evidence, NOT_TARGET, doubt, "caveat")
+    theirs = int((~goal.counted(evidence.test.labels)).sum())
+    said = f"{theirs} of {len(evidence.test)} test images belong to it and are not counted" if theirs else ""
+    return _checked(evidence, NOT_TARGET, said)
+
+
+def _checked(evidence: Evidence, name: str, detail: str, outcome: Outcome = "sound") -> Evidence:
+    row = SelfCheck(name=name, subject="images", outcome=outcome, detail=detail)
+    return replace(evidence, checks=(*evidence.checks, row))
 
 
 def _labels_are_true(flagged: Pool, goal: Goal) -> bool:

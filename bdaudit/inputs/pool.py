@@ -178,6 +178,14 @@ def overlap(a: Pool, b: Pool) -> int:
     return sum(f in known for f in a.fingerprints())
 
 
+def distinct(pool: Pool) -> Pool:
+    """Keep the first of the rows that have the same pixels."""
+    first: dict[bytes, int] = {}
+    for i, fingerprint in enumerate(pool.fingerprints()):
+        first.setdefault(fingerprint, i)
+    return pool if len(first) == len(pool) else pool.take(first.values())
+
+
 def without(a: Pool, *others: Pool) -> Pool:
     """Drop the rows of `a` whose pixels also occur in any of the others."""
     known = {f for other in others for f in other.fingerprints()}

@@ -77,6 +77,8 @@ class Probe(Plugin):
 
     kind: ClassVar[str] = "probe"
     method: ClassVar[str] = "measure"
+    through_pixels: ClassVar[bool] = False
+    """Whether it follows gradients to the pixels; where a model lets none through, it is left out."""
 
     measure: ClassVar[Callable[..., Measurement]]
     """Return findings, exhibits and notes; must leave the models as they were."""

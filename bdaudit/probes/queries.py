@@ -74,6 +74,7 @@ class Perturbations:
 class Querying(Retuning):
     """Options and training of the generator of Superficial Safety, section 3.3, Eq. 1 and 2, and B.2."""
 
+    through_pixels = True
     quick_options = {"epochs": 1, "images": 32, "hidden": 64}
 
     alpha: float = option(0.2, "weight of the reference's cross-entropy", cite="SS B.2: .2, LC .1", ge=0)

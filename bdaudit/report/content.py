@@ -15,7 +15,7 @@ from typing import Literal, TypeVar
 
 from bdaudit.errors import one_line
 from bdaudit.report.controls import comparisons, controls_of, family
-from bdaudit.report.schema import Exhibit, Finding, Report, Verdict
+from bdaudit.report.schema import Exhibit, Finding, Outcome, Report, Verdict
 
 T = TypeVar("T")
 Kind = Literal["attack", "reference", "null"]
@@ -63,6 +63,14 @@ METRICS = {
     "near_target": ("Near target", "images whose features, the input of the head, lie nearest to the clean images of the class that the attacker wants"),
     "der": ("DER", "defense effectiveness: attack success removed, less the clean accuracy lost; 50% is no effect"),
 }  # fmt: skip
+
+OUTCOMES: dict[Outcome, str] = {
+    "sound": "in order",
+    "caveat": "caveat",
+    "left-out": "control left out",
+    "no-pass": "nothing can pass",
+    "stopped": "audit stopped",
+}
 
 NUMBERS = frozenset({"distance", "loss", "t_asr20", "c_acc_mcnemar_p", "o_asr_mcnemar_p"})
 """Metrics that are no fractions, and are never written as a percentage."""
@@ -243,6 +251,13 @@ def glossary(report: Report) -> list[tuple[str, str]]:
 def notes(report: Report) -> list[str]:
     """List the caveats."""
     return _bounded(report.notes, 1000)
+
+
+def self_checks(report: Report) -> str:
+    """Say how many checks the audit made of itself and how they came out; '' where none was recorded."""
+    count, wrong = len(report.self_checks), sum(c.outcome != "sound" for c in report.self_checks)
+    came_out = f"{wrong} not in order" if wrong else "all in order"
+    return f"What the audit checked about itself: {count} checks, {came_out}" if count else ""
 
 
 def checks(report: Report) -> list[tuple[Verdict | None, str]]:

@@ -37,6 +37,7 @@ def render(report: Report) -> str:
         _section("Controls", map(escape, content.controls(report))),
         _granted(report),
         _section("Caveats", map(escape, content.notes(report))),
+        _table(tables.checked(report)),
         _section("What a pass does not mean", map(escape, content.limits(report))),
         _table(tables.policy(report)),
         _table(tables.inputs(report)),

@@ -17,6 +17,8 @@ MAX_BYTES = 64 << 20
 
 Subject = Literal["suspect", "purified", "reference", "null"]
 Verdict = Literal["pass", "fail", "inconclusive"]
+Outcome = Literal["sound", "caveat", "left-out", "no-pass", "stopped"]
+"""What follows from a self-check: nothing; a caveat; a control is not used; nothing can pass; nothing is measured."""
 
 
 class ExitCode(IntEnum):
@@ -125,6 +127,18 @@ class Granted(_Document):
     oracle: bool = False
 
 
+class SelfCheck(_Document):
+    """One thing that the audit made sure of before it believed its own figures."""
+
+    name: str = Field(description="The claim that was checked.")
+    subject: str = Field(description="A model that the audit measures, or `images`.")
+    outcome: Outcome = Field(
+        description="What follows: nothing (sound), a caveat, a control that is left-out, no-pass whatever the figures "
+        "say, or nothing more is measured (stopped)."
+    )
+    detail: str = Field("", description="What was found, where it is worth a word.")
+
+
 class Report(_Document):
     """The audit of one model: verdict, reasons, findings, and everything needed to question them."""
 
@@ -138,6 +152,9 @@ class Report(_Document):
     findings: list[Finding]
     exhibits: list[Exhibit] = Field(default_factory=list)
     notes: list[str] = Field(default_factory=list, description="Caveats found while auditing.")
+    self_checks: list[SelfCheck] = Field(
+        default_factory=list, description="What the audit checked about itself; empty where that was not recorded."
+    )
     inputs: dict[str, Any] = Field(description="Every input with its size and hash.")
     granted: list[Granted]
     policy: Policy

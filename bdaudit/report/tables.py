@@ -12,6 +12,7 @@ from bdaudit.report.content import (
     COLUMNS,
     LISTED,
     ORACLE,
+    OUTCOMES,
     ROWS,
     STAGES_SHOWN,
     SUBJECTS,
@@ -20,6 +21,7 @@ from bdaudit.report.content import (
     figure,
     metric,
     rate,
+    self_checks,
     stage,
     subject,
 )
@@ -85,6 +87,19 @@ def granted(report: Report) -> Table:
     kept, left_out = cut(report.granted, ROWS)
     rows = [[clean(g.plugin, 60), clean(g.input, 60), clean(g.source), ORACLE if g.oracle else "no"] for g in kept]
     return Table("What was granted", ["plugin", "input", "from", "oracle"], rows, left_out)
+
+
+def checked(report: Report) -> Table:
+    """Make the table of what the audit checked about itself; what was found of several models alike shares a row."""
+    subjects: defaultdict[tuple[str, str, str], list[str]] = defaultdict(list)
+    for c in report.self_checks:
+        subjects[clean(c.name, 80), OUTCOMES[c.outcome], clean(c.detail, 600)].append(clean(c.subject, 60))
+    kept, left_out = cut(subjects.items(), ROWS)
+    rows = [
+        [name, ", ".join(of[:8]) + (", …" if len(of) > 8 else ""), outcome, detail]
+        for (name, outcome, detail), of in kept
+    ]
+    return Table(self_checks(report), ["check", "of", "came out", "what was found"], rows, left_out)
 
 
 def policy(report: Report) -> Table:

@@ -36,6 +36,7 @@ def render(report: Report, *, color: bool = False) -> str:
         _section("Controls", content.controls(report)),
         _granted(report),
         _section("Caveats", content.notes(report)),
+        _self_checks(report),
         _section("What a pass does not mean", content.limits(report)),
         _provenance(report),
     ]
@@ -87,6 +88,14 @@ def _granted(report: Report) -> str:
     if not table.rows:
         return ""
     return _table(table) + (f"\n{content.ORACLE_MEANS}" if any(g.oracle for g in report.granted) else "")
+
+
+def _self_checks(report: Report) -> str:
+    table = tables.checked(report)
+    plain = content.OUTCOMES["sound"]
+    told = [f"{name} ({of}): {found or out}" for name, of, out, found in table.rows if found or out != plain]
+    others = [name for name, _, out, found in table.rows if not found and out == plain]
+    return _section(table.title, [*told, *([f"{plain}: {'; '.join(others)}"] if others else [])])
 
 
 def _provenance(report: Report) -> str:

@@ -9,17 +9,20 @@ from bdaudit.report.schema import Finding, Policy, Verdict
 from bdaudit.report.statistics import images_needed
 
 
-def judge(findings: Sequence[Finding], policy: Policy, shortfall: str = "") -> tuple[Verdict, list[str], list[Verdict]]:
+def judge(
+    findings: Sequence[Finding], policy: Policy, shortfall: str = "", doubts: Sequence[str] = ()
+) -> tuple[Verdict, list[str], list[Verdict]]:
     """Decide pass, fail or inconclusive, with a reason and an outcome for every check, the decisive ones first.
 
     A bound is broken when the whole interval lies above it, kept when the whole interval lies below it,
     and undecided otherwise. Any broken bound fails; any undecided one makes the rest inconclusive.
-    shortfall: why nothing could be measured at all; then there is nothing else to judge.
+    shortfall: why nothing could be measured at all; then there is nothing else to judge. doubts: why nothing may
+    pass, although it was measured.
     """
     if shortfall:
         return "inconclusive", [shortfall], ["inconclusive"]
     failed: list[str] = []
-    undecided: list[str] = []
+    undecided = list(doubts)
     passed: list[str] = []
 
     def bucket(text: str, finding: Finding, bound: float) -> None:
