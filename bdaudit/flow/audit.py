@@ -18,6 +18,7 @@ from bdaudit.flow.provenance import describe_model, describe_pool, environment
 from bdaudit.flow.selfcheck import caveats, check_model, doubts, other, trusted, unable
 from bdaudit.inputs.architectures import fresh
 from bdaudit.inputs.classifier import Classifier
+from bdaudit.inputs.pool import Pool
 from bdaudit.probes.base import Probe
 from bdaudit.report.schema import Exhibit, Finding, Granted, Policy, Report, SelfCheck, Subject
 from bdaudit.report.statistics import change_findings, rate_finding
@@ -95,11 +96,11 @@ def audit(
             purified, given = purify(defense, evidence, defense_seed)
             granted += given
             seconds["purify"] = clock() - start
-        assert purified is not None and evidence.test is not None
-        checks += check_model("purified", purified, evidence.test)
+        assert purified is not None
+        checks += check_model("purified", purified, _test(evidence))
         evidence = trusted(evidence, checks)
     if not evidence.shortfall:
-        assert purified is not None and evidence.test is not None
+        assert purified is not None
         if evidence.reference is None and reference_defense is not None and evidence.trigger is not None:
             say(f"making the exactly purified reference with {reference_defense.name} (oracle: it knows the trigger)")
             start = clock()
@@ -107,7 +108,7 @@ def audit(
             evidence = _with_reference(evidence, made, reference_defense.name)
             granted += [g.model_copy(update={"plugin": f"{g.plugin} (reference)"}) for g in given]
             seconds["reference"] = clock() - start
-            checks += check_model("reference", made, evidence.test)
+            checks += check_model("reference", made, _test(evidence))
             evidence = trusted(evidence, checks)
         say("evaluating")
         start = clock()
@@ -175,11 +176,15 @@ def fresh_like(model: Classifier, rng: torch.Generator) -> Classifier:
 
 def _given_models(evidence: Evidence) -> list[SelfCheck]:
     """Check what was given before anything is spent on it."""
-    assert evidence.test is not None
     models = {"suspect": evidence.suspect} | {other(name): m for name, m in evidence.others.items()}
     if evidence.reference is not None:
         models["reference"] = evidence.reference
-    return [row for subject, model in models.items() for row in check_model(subject, model, evidence.test)]
+    return [row for subject, model in models.items() for row in check_model(subject, model, _test(evidence))]
+
+
+def _test(evidence: Evidence) -> Pool:
+    assert evidence.test is not None
+    return evidence.test
 
 
 def _with_reference(evidence: Evidence, reference: Classifier, name: str) -> Evidence:

@@ -25,7 +25,7 @@ def edited(pool: Pool, *others: Pool) -> Tensor:
     if not len(pool):
         return found
     marks, telling = _cells(pool.images)
-    _, group, size = marks.unique(return_inverse=True, return_counts=True)
+    _, group, size = torch.unique(marks, return_inverse=True, return_counts=True)
     telling &= size[group] <= max(2, len(pool) // 100)
     rows = torch.arange(len(pool))[:, None].expand_as(marks)[telling]
     cells = rows.bincount(minlength=len(pool))
@@ -51,7 +51,7 @@ def _agreeing(marks: Tensor, rows: Tensor, theirs: Tensor, telling: Tensor, n: i
     first, images, many = first[many > 0], images[many > 0], many[many > 0]
     start = first - (many.cumsum(0) - many)  # of each run of equal marks, less what was listed before it
     place = torch.arange(int(many.sum())) + start.repeat_interleave(many)
-    pairs, agreeing = (images.repeat_interleave(many) * n + rows[place]).unique(return_counts=True)
+    pairs, agreeing = torch.unique(images.repeat_interleave(many) * n + rows[place], return_counts=True)
     return pairs % n, agreeing
 
 

@@ -118,7 +118,7 @@ def _faults(model: Classifier, few: Pool) -> Iterator[tuple[str, str]]:
     yield LOGITS, probabilities(logits)
     first = predict_logits(model, again.images)
     # Alone, and in company so small that each image weighs in what is averaged over it.
-    company = torch.cat([predict_logits(model, part) for part in (again.images[:1], *again.images[1:].split(5))])
+    company = torch.cat([predict_logits(model, part) for part in (again.images[:1], *torch.split(again.images[1:], 5))])
     fault = unsteady(first, predict_logits(model, again.images))
     yield STEADY, fault
     if not fault:

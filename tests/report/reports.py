@@ -8,7 +8,7 @@ from typing import Any
 
 from PIL import Image
 
-from bdaudit.report.schema import Exhibit, Finding, Granted, Policy, Report
+from bdaudit.report.schema import Exhibit, Finding, Granted, Policy, Report, SelfCheck
 
 HOSTILE = [
     "<script>alert(1)</script>",
@@ -125,6 +125,16 @@ def audited() -> Report:
             "retune: 380 benign images were at hand, the paper uses 1000",
             "qra: the perturbation also moves clean images to the target class (C-ASR 10.0%)",
         ],
+        self_checks=[
+            SelfCheck(name="no image counts twice", subject="images", outcome="sound", detail="3 were there twice"),
+            *(
+                SelfCheck(name="gives the same answer twice", subject=s, outcome="sound")
+                for s in ("suspect", "purified")
+            ),
+            SelfCheck(
+                name="gives the same answer twice", subject="reference", outcome="left-out", detail="30 of 32 differ"
+            ),
+        ],
         inputs={
             "model": {"path": "model.pt", "sha256": "9f" * 32},
             "clean": {"path": "clean/", "n": 500, "sha256": "3c" * 32},
@@ -203,6 +213,7 @@ def hostile() -> Report:
             for i in range(3)
         ],
         notes=list(HOSTILE),
+        self_checks=[SelfCheck(name=h, subject=h, outcome="caveat", detail=h) for h in HOSTILE],
         inputs={h: {h: [h, {h: None}], "deep": _deep(80)} for h in text.values()},
         granted=[Granted(plugin=h, input=h, source=h, oracle=bool(i % 2)) for i, h in text.items()],
         policy=Policy(require=list(HOSTILE)),
@@ -226,6 +237,7 @@ def huge() -> Report:
         ],
         exhibits=[Exhibit(probe="p", metric="m", title=f"e{i}") for i in range(2000)],
         notes=["n"] * 5000,
+        self_checks=[SelfCheck(name=str(i), subject=str(i), outcome="sound") for i in range(5000)],
         inputs={str(i): {"n": i} for i in range(5000)},
         granted=[Granted(plugin="p", input=str(i), source="s") for i in range(5000)],
         policy=Policy(),

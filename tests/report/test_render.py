@@ -216,6 +216,22 @@ def test_a_figure_without_controls_says_so() -> None:
     assert "no control was measured" in content.controls(report)[0]
 
 
+def test_checks_of_the_audit_itself_share_a_row_where_they_came_out_alike() -> None:
+    """Every format shows which checks were made, of what, and what came of those not in order."""
+    table = tables.checked(audited())
+    assert table.title == "What the audit checked about itself: 4 checks, 1 not in order"
+    assert [row[:3] for row in table.rows] == [
+        ["no image counts twice", "images", "in order"],
+        ["gives the same answer twice", "suspect, purified", "in order"],
+        ["gives the same answer twice", "reference", "control left out"],
+    ]
+    for format in ("text", "markdown", "html"):
+        shown = render(audited(), format)
+        assert "4 checks, 1 not in order" in shown
+        assert "30 of 32 differ" in shown
+        assert "checked about itself" not in render(empty(), format)
+
+
 def test_flat_findings_are_all_there() -> None:
     """The full table has a row a finding."""
     assert len(tables.flat(audited()).rows) == len(audited().findings)
