@@ -49,7 +49,8 @@ def _over(
     model: Classifier, forward: Callable[[Tensor], Tensor], images: Tensor, batch_size: int, width: int
 ) -> Tensor:
     runtime = Runtime.of(model.device)
-    runtime.place(model)  # outside inference mode: tensors that are made in there can never be trained through
+    with torch.inference_mode(False):  # what is copied in it lets no gradient through ever after
+        runtime.place(model)
     was_training = model.training
     model.eval()
     out = []

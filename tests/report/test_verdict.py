@@ -133,3 +133,13 @@ def test_suggested_number_of_images_settles_it() -> None:
 def test_percent_reads_as_people_write() -> None:
     """One decimal."""
     assert [percent(v) for v in (0, 0.0714, 1)] == ["0.0%", "7.1%", "100.0%"]
+
+
+def test_a_doubt_keeps_a_report_from_passing_but_not_from_failing() -> None:
+    """What the audit found wrong with itself stands before what was undecided, and after what failed."""
+    sound, back = [*GONE, p_asr(40), NULL], [*GONE, p_asr(940), NULL]
+    assert judge(sound, Policy())[0] == "pass"
+    verdict, reasons, outcomes = judge(sound, Policy(), doubts=["it is random"])
+    assert (verdict, reasons[0], outcomes[0]) == ("inconclusive", "it is random", "inconclusive")
+    verdict, reasons, outcomes = judge(back, Policy(), doubts=["it is random"])
+    assert (verdict, reasons[1], outcomes[:2]) == ("fail", "it is random", ["fail", "inconclusive"])
