@@ -20,9 +20,12 @@ from report.reports import audited
 from support import snapshot
 
 from bdaudit.cli.main import _run
+from bdaudit.flow import proxy
 from bdaudit.flow.run import Run
 from bdaudit.inputs.folders import write_folder, write_png
 from bdaudit.report.formats import FORMATS
+from bdaudit.report.schema import read_report
+from bdaudit.training.inversion import Search
 
 FAST = ["-o", "retune.epochs=1", "-o", "retune.draws=1", "-o", "qra.epochs=1"]
 
@@ -128,6 +131,27 @@ class TestAudit:
         assert call("audit", case / "model.pt", "--defense", "pl", "--malicious", case / "flagged") == 4
         assert "29 more" in capsys.readouterr().out
 
+    def test_with_nothing_flagged_an_inverted_trigger_stands_in(
+        self, case: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The real search on the backdoored model: class 0 is found and audited, and nothing it shows is a pass."""
+        monkeypatch.setattr(proxy, "Search", lambda: Search(steps=150, batch_size=12))
+        out = tmp_path / "out"
+        code = call("audit", case / "model.pt", "--defense", "ft", "--out", out, "--probe", "retune", *FAST[:4])
+        report = read_report(out / "report.json")
+        assert code == int(report.exit_code) in (1, 4)
+        assert report.inputs["goal"] == "all-to-one, target 0"
+        assert report.find("o_asr", subject="suspect").value > 0.5  # type: ignore[union-attr]
+        assert {g.source for g in report.granted if g.input == "backdoor"} == {"inverted from model.pt, a proxy"}
+        assert not any(g.oracle for g in report.granted)
+        nulls = {f.variant for f in report.findings if (f.probe, f.subject) == ("retune", "null")}
+        assert sum(v.startswith("inverted for ") for v in nulls) == 3
+        printed = capsys.readouterr()
+        assert "inverting a trigger for each of 10 classes" in printed.err
+        assert "rests on a proxy: a trigger inverted from model.pt for class 0" in " ".join(printed.out.split())
+        assert "the real trigger" not in printed.out
+        assert "Inverted triggers (a proxy)" in (out / "report.html").read_text()
+
     def test_a_policy_file_decides(
         self, case: Path, run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
@@ -144,7 +168,7 @@ class TestAudit:
         [
             ([], "a defense to run (--defense NAME)"),
             (["--defense", "ft", "--purified", "x.pt"], "a defense to run (--defense NAME)"),
-            (["--defense", "ft"], "needs triggered images: give --malicious DIR"),
+            (["--defense", "ft", "--target", "10"], "target 10 is out of range"),
             (["--defense", "ft", "--malicious", "flagged", "-o", "retun.draws=1"], "no such probe"),
         ],
     )
@@ -297,8 +321,6 @@ def test_bad_input_gives_one_line_exit_code_2_and_no_output(
 ) -> None:
     arguments = damage(case)
     before = snapshot(case)
-    if command == "audit" and damage is no_malicious:
-        message = "an audit needs triggered images"
     assert call(command, case / "model.pt", "--defense", "pl", "--quiet", *arguments) == 2
     printed = capsys.readouterr()
     assert printed.out == ""

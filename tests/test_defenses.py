@@ -11,17 +11,21 @@ from torch.nn import functional as F
 
 from bdaudit import plugins
 from bdaudit.attacks.triggers import patch
+from bdaudit.defenses import nc
 from bdaudit.defenses.base import Defense, reinitialise
 from bdaudit.defenses.ep import EP
 from bdaudit.defenses.fst import FST
 from bdaudit.defenses.ft import FT
+from bdaudit.defenses.nc import NC
 from bdaudit.defenses.pl import PL
 from bdaudit.errors import PluginError
 from bdaudit.flow.run import Run
 from bdaudit.inputs.classifier import Classifier
 from bdaudit.inputs.pool import Pool
 from bdaudit.runtime import generator
+from bdaudit.training.inversion import Inversion
 from bdaudit.training.metrics import accuracy, attack_rates, predict_logits
+from bdaudit.training.progress import progress_shown
 
 DEFENSES = [found.cls for found in plugins.registry().of_kind("defense").values()]
 
@@ -165,6 +169,52 @@ class TestPL:
             result = PL(cap=cap, alpha=0.5).run({**inputs, "rng": generator(0)})
             losses[cap] = F.cross_entropy(predict_logits(result, flagged.images), flagged.labels).item()
         assert losses[True] < losses[False]
+
+
+class TestNC:
+    """Neural Cleanse: invert, flag, unlearn (cards 2.14)."""
+
+    def test_it_unlearns_the_backdoor_that_it_finds(
+        self, suspect: Classifier, run: Run, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        """From clean images alone; what comes back is the model that was tuned, not the one that went in."""
+        with progress_shown():
+            result = NC(steps=150, images=12).run({"model": suspect, "clean": run.pool("clean"), "rng": generator(0)})
+        triggered = run.trigger.on(run.pool("test"))
+        assert "nc: unlearning the trigger of class 0 (anomaly index" in capsys.readouterr().err
+        assert attack_rates(suspect, triggered, run.goal)[0].value >= 0.95
+        assert attack_rates(result, triggered, run.goal)[0].value <= 0.5
+        assert accuracy(result, run.pool("test")).value >= accuracy(suspect, run.pool("test")).value - 0.05
+
+    def test_a_model_without_an_anomalous_class_is_returned_as_it_was(
+        self, digits: Pool, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        model = make_tiny()
+        with progress_shown():
+            result = NC(steps=5, anomaly=1e6).run({"model": model, "clean": digits.first(96), "rng": generator(0)})
+        assert "no class stands out" in capsys.readouterr().err
+        assert all(torch.equal(t, result.state_dict()[k]) for k, t in model.state_dict().items())
+
+    def test_a_fifth_of_the_images_get_the_inverted_triggers_under_their_true_labels(
+        self, digits: Pool, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Two anomalous classes share the fifth between them."""
+        masks, patterns = torch.zeros(10, 16, 16), torch.zeros(10, 1, 16, 16, dtype=torch.uint8)
+        masks[2, 0, :4] = masks[6, 9, :4] = 1
+        patterns[2] = patterns[6] = 137
+        index = torch.zeros(10)
+        index[[2, 6]] = torch.tensor([5.0, 4.0])
+        found = Inversion(masks, patterns, masks.sum((1, 2)), index > 0, (), index, anomaly=2.0)
+        seen: list[Pool] = []
+        monkeypatch.setattr(nc, "invert", lambda *args: found)
+        monkeypatch.setattr(nc, "tune", lambda model, pool, *args, **kwargs: seen.append(pool) or model)
+        clean = digits.first(100)
+        NC().run({"model": make_tiny(), "clean": clean, "rng": generator(0)})
+        assert torch.equal(seen[0].labels, clean.labels)
+        stamped = [(seen[0].images[:, 0, row, :4] == 137).all(1) for row in (0, 9)]
+        assert [int(s.sum()) for s in stamped] == [10, 10]
+        changed = (seen[0].images != clean.images).flatten(1).any(1)
+        assert torch.equal(changed, stamped[0] | stamped[1])
 
 
 class TestEP:

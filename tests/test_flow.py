@@ -13,7 +13,8 @@ import torch
 from bdaudit import api
 from bdaudit.attacks.triggers import load_trigger
 from bdaudit.errors import InputError, OutputError, UsageError
-from bdaudit.flow.evidence import Evidence, find_target, from_folders, settle
+from bdaudit.flow import proxy
+from bdaudit.flow.evidence import Evidence, find_target, from_clean, from_folders, settle
 from bdaudit.flow.implant import Sizes, cut
 from bdaudit.flow.run import Run, open_run
 from bdaudit.inputs.classifier import Classifier
@@ -23,7 +24,8 @@ from bdaudit.inputs.goal import Goal
 from bdaudit.inputs.pool import UNKNOWN, Pool, overlap
 from bdaudit.report.schema import Policy, Report
 from bdaudit.runtime import generator
-from bdaudit.training.metrics import accuracy
+from bdaudit.training.inversion import Inversion, Search, anomaly_index
+from bdaudit.training.metrics import Rate, accuracy
 
 FAST = {"retune.epochs": 1, "retune.draws": 1, "qra.epochs": 2}
 
@@ -108,6 +110,97 @@ def test_the_auditors_folders_are_cut_into_disjoint_parts(run: Run, suspect: Cla
     assert (made.malicious.labels == 0).all()  # type: ignore[union-attr]
     assert (made.backdoor.evaluation.labels == UNKNOWN).all()
     assert not made.shortfall
+
+
+@pytest.fixture
+def inverted(monkeypatch: pytest.MonkeyPatch) -> dict[str, Pool]:
+    """A search that took no time: a corner patch for class 0, larger masks for the others; what it was given."""
+    given: dict[str, Pool] = {}
+
+    def invert(model: Classifier, rows: Pool, held_out: Pool, *rest: object) -> Inversion:
+        given.update(rows=rows, held_out=held_out)
+        masks, patterns = torch.zeros(10, 16, 16), torch.full((10, 1, 16, 16), 255, dtype=torch.uint8)
+        masks[0, 13:, 13:] = 1
+        for c in range(1, 10):
+            masks[c, : c + 5, :8] = 0.9
+        l1 = masks.sum((1, 2))
+        return Inversion(masks, patterns, l1, l1 > 0, (Rate(9, 10),) * 10, anomaly_index(l1), 2.0)
+
+    monkeypatch.setattr(proxy, "invert", invert)
+    return given
+
+
+def unflagged(run: Run, suspect: Classifier, **changes: object) -> Evidence:
+    settings = {"tuned_elsewhere": False, "min_triggered": 20, "rng": generator(0), "model_name": "m.pt"} | changes
+    return from_clean(Evidence(suspect), run.pool("clean"), settings.pop("target", None), **settings)  # type: ignore[arg-type]
+
+
+def test_with_nothing_flagged_the_clean_images_are_cut_into_disjoint_parts(
+    run: Run, suspect: Classifier, inverted: dict[str, Pool]
+) -> None:
+    """What was searched on, tuned with and retuned with is evaluated on by nobody, not even triggered."""
+    made = settle(unflagged(run, suspect), 2000, 20, generator(0))
+    assert made.backdoor is not None
+    parts = [made.clean, made.benign, made.test, inverted["rows"], inverted["held_out"]]
+    assert all(p is not None and len(p) for p in parts)
+    for i, a in enumerate(parts):
+        for b in parts[i + 1 :]:
+            assert overlap(a, b) == 0  # type: ignore[arg-type]
+    stamp = made.proxy.trigger(0)  # type: ignore[union-attr]
+    for spent in (made.clean, made.benign, inverted["rows"], inverted["held_out"]):
+        assert overlap(stamp.on(spent), made.backdoor.evaluation) == 0  # type: ignore[arg-type]
+    assert unflagged(run, suspect, tuned_elsewhere=True).clean is None
+
+
+def test_what_stands_in_is_the_inverted_trigger_with_ordinary_classes_as_controls(
+    run: Run, suspect: Classifier, inverted: dict[str, Pool]
+) -> None:
+    made = settle(unflagged(run, suspect), 2000, 20, generator(0))
+    backdoor = made.backdoor
+    assert backdoor is not None
+    assert (backdoor.source, backdoor.goal) == ("inverted", Goal(0, 10))
+    assert made.trigger is None  # no oracle is made of it
+    assert (backdoor.evaluation.images[:, :, 13:, 13:] == 255).all()
+    assert not (backdoor.evaluation.labels == 0).any()
+    assert set(backdoor.nulls) == {"inverted for 5", "inverted for 4", "inverted for 6"}
+    for name, null in backdoor.nulls.items():
+        assert null.goal.target == int(name[-1])
+        assert not (null.evaluation.labels == null.goal.target).any()
+    assert made.sources["backdoor"] == "inverted from m.pt, a proxy"
+
+
+def test_no_defense_learns_the_target_that_was_inverted(
+    run: Run, suspect: Classifier, inverted: dict[str, Pool]
+) -> None:
+    """A target that the auditor named, it may."""
+    assert unflagged(run, suspect).for_defense(generator(0))["target"] is None
+    named = unflagged(run, suspect, target=3)
+    assert named.for_defense(generator(0))["target"] == 3
+    assert named.goal == Goal(3, 10)
+    assert any("--target names does not stand out" in n for n in named.notes)
+
+
+def test_too_few_clean_images_to_invert_with_are_said_before_the_search(run: Run, suspect: Classifier) -> None:
+    made = from_clean(
+        Evidence(suspect), run.pool("clean").first(60), None,
+        model_name="m.pt", tuned_elsewhere=False, min_triggered=20, rng=generator(0),
+    )  # fmt: skip
+    assert made.shortfall.startswith("too few clean images to invert a trigger, to retune and to test with: 60 given")
+    assert made.proxy is None
+
+
+def test_a_clean_model_with_nothing_flagged_leaves_nothing_to_test(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The real search, on the clean twin: no class stands out, and nothing is purified."""
+    monkeypatch.setattr(proxy, "Search", lambda: Search(steps=150, batch_size=12))
+    report = api.audit(run.reference_path, defense="fst", clean=run.folder / "clean", device="cpu")  # type: ignore[arg-type]
+    assert (report.verdict, int(report.exit_code)) == ("inconclusive", 4)
+    assert "no class stands out" in report.reasons[0]
+    assert "--target N to test one class all the same" in report.reasons[0]
+    rows = [f for f in report.findings if f.metric == "anomaly_index"]
+    assert len(rows) == 10
+    assert rows[0].value == max(f.value for f in rows) < 2
+    assert report.exhibits[0].picture
+    assert report.find("o_asr") is None
 
 
 @pytest.mark.parametrize("n", [1, 5, 29])

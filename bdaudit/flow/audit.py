@@ -79,6 +79,10 @@ def audit(
 
     evidence = settle(evidence, evaluate, policy.min_triggered, rng)
     notes += evidence.notes
+    if evidence.proxy is not None:
+        findings += evidence.proxy.findings()
+        shown.append(evidence.proxy.exhibit())
+        seconds["inversion"] = evidence.proxy.seconds
     checks = list(evidence.checks)
     if not evidence.shortfall:
         say("checking that the models can be measured")
@@ -147,6 +151,8 @@ def audit(
     if evidence.backdoor is not None:
         described["evaluation"] = describe_pool(evidence.backdoor.evaluation, evidence.backdoor.source)
         described["reactivation"] = describe_pool(evidence.backdoor.reactivation, evidence.backdoor.source)
+    if evidence.proxy is not None:
+        described["inversion"] = describe_pool(evidence.proxy.rows, evidence.sources.get("inversion", ""))
     if evidence.trigger is not None:
         described["trigger"] = {"kind": evidence.trigger.kind, "sha256": evidence.trigger.digest()}
     report = Report(
@@ -208,6 +214,9 @@ def _evaluation(evidence: Evidence, purified: Classifier) -> list[Finding]:
             measured["robust_acc"] = robust
         findings += [rate_finding("evaluation", subject, metric, rate) for metric, rate in measured.items()]
         rates |= {(subject, metric): rate for metric, rate in measured.items()}
+    for name, null in evidence.backdoor.nulls.items():
+        asr, _ = attack_rates(purified, null.evaluation, null.goal)
+        findings.append(rate_finding("evaluation", "null", "o_asr", asr, f"{name} on purified"))
     acc, asr_of = ([rates[s, m] for s in ("suspect", "purified")] for m in ("c_acc", "o_asr"))
     rating = der(acc[0].value, acc[1].value, asr_of[0].value, asr_of[1].value)
     findings.append(

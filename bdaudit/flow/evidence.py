@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -12,11 +12,13 @@ from bdaudit.attacks.triggers import Trigger
 from bdaudit.contract import RESOURCES
 from bdaudit.errors import ImageError, UsageError
 from bdaudit.flow.edited import edited
+from bdaudit.flow.proxy import Proxy, stand_in
 from bdaudit.flow.run import Run
 from bdaudit.inputs.classifier import Classifier
 from bdaudit.inputs.goal import Goal
 from bdaudit.inputs.pool import UNKNOWN, Pool, distinct, without
 from bdaudit.probes.base import Backdoor
+from bdaudit.report.proxy import INVERTED
 from bdaudit.report.schema import Granted, Outcome, SelfCheck
 from bdaudit.training.metrics import predict
 
@@ -28,6 +30,8 @@ SEPARATE = "no image is both learned from and tested on"
 ONCE = "no image counts twice"
 NOT_TARGET = "no image of the target class counts as a success"
 ENOUGH = "there are enough images"
+INVERSION_ROWS = 20
+NULL_ROWS = 500
 
 
 @dataclass(frozen=True)
@@ -35,7 +39,8 @@ class Evidence:
     """What is known about a suspect model. Each field may be missing; plugins say what they cannot do without.
 
     clean, malicious, train, trigger: for the defense. benign, backdoor, test: for probes and evaluation,
-    which no defense may see. attack: which one a run folder records. sources: where each came from, in words.
+    which no defense may see. attack: which one a run folder records. proxy: what stands in for the trigger where nothing
+    is known of it. sources: where each came from, in words.
     """
 
     suspect: Classifier
@@ -49,6 +54,7 @@ class Evidence:
     backdoor: Backdoor | None = None
     reference: Classifier | None = None
     attack: str = ""
+    proxy: Proxy | None = None
     others: dict[str, Classifier] = field(default_factory=dict)
     sources: dict[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
@@ -56,12 +62,13 @@ class Evidence:
     checks: tuple[SelfCheck, ...] = ()
 
     def for_defense(self, rng: torch.Generator) -> dict[str, Any]:
-        """List what a defense may ask for, held-out data excluded."""
+        """List what a defense may ask for, held-out data and what was inverted excluded."""
+        known = self.goal is not None and (self.proxy is None or self.proxy.named)
         return {
             "model": self.suspect,
             "clean": self.clean,
             "malicious": self.malicious,
-            "target": self.goal.target if self.goal else None,
+            "target": self.goal.target if self.goal and known else None,
             "train": self.train,
             "trigger": self.trigger,
             "rng": rng,
@@ -126,10 +133,12 @@ def from_run(evidence: Evidence, run: Run, rng: torch.Generator, notes: list[str
     )
 
 
-def known_backdoor(trigger: Trigger, goal: Goal, benign: Pool, test: Pool) -> Backdoor:
+def known_backdoor(
+    trigger: Trigger, goal: Goal, benign: Pool, test: Pool, source: Literal["trigger", "inverted"] = "trigger"
+) -> Backdoor:
     """Trigger the images whose true class is not the target: some to reactivate with, others to evaluate on."""
     sources, held_out = (p.take(goal.counted(p.labels)) for p in (benign, test))
-    return Backdoor(goal, "trigger", trigger.on(sources), trigger.on(held_out))
+    return Backdoor(goal, source, trigger.on(sources), trigger.on(held_out))
 
 
 def from_folders(
@@ -202,6 +211,58 @@ def from_folders(
     )
 
 
+def from_clean(
+    evidence: Evidence,
+    clean: Pool,
+    target: int | None,
+    *,
+    model_name: str,
+    tuned_elsewhere: bool,
+    min_triggered: int,
+    rng: torch.Generator,
+) -> Evidence:
+    """Cut clean images into disjoint parts where nothing is flagged, and invert a trigger on one of them.
+
+    target: the class to test, else the one that stands out. tuned_elsewhere: as in `from_folders`.
+    """
+    goal = Goal(target, evidence.suspect.num_classes) if target is not None else None
+    shares = (0.0, 0.3, 0.35) if tuned_elsewhere else (0.4, 0.2, 0.2)
+    tuning, searched, benign, test = clean.shuffled(rng).split(*(int(share * len(clean)) for share in shares))
+    notes = ["the model was purified elsewhere: overlap with the rows that tuned it cannot be ruled out"]
+    evidence = replace(evidence, goal=goal, test=test, notes=(*evidence.notes, *(notes if tuned_elsewhere else [])))
+    if len(searched) < INVERSION_ROWS or len(test) < min_triggered:
+        return replace(
+            evidence,
+            shortfall=f"too few clean images to invert a trigger, to retune and to test with: {len(clean)} given, "
+            f"{len(searched)} of them to invert with (at least {INVERSION_ROWS} are needed) and {len(test)} to test "
+            f"with (at least {min_triggered})",
+        )
+    proxy = stand_in(evidence.suspect, searched, target, rng)
+    part = "a part of --clean"
+    return replace(
+        evidence,
+        goal=Goal(proxy.target, evidence.suspect.num_classes) if proxy.target is not None else None,
+        clean=None if tuned_elsewhere else tuning,
+        benign=benign,
+        proxy=proxy,
+        notes=(*evidence.notes, *proxy.notes(model_name)),
+        sources=evidence.sources
+        | {"clean": part, "benign": part, "test": part, "inversion": part}
+        | {"backdoor": f"inverted from {model_name}, a proxy"},
+        shortfall=proxy.shortfall(),
+    )
+
+
+def inverted_backdoor(proxy: Proxy, goal: Goal, benign: Pool, test: Pool) -> Backdoor:
+    """Build the stand-in's backdoor, and as its controls the same with the triggers of ordinary classes."""
+    assert goal.target is not None
+    nulls = {
+        f"{INVERTED}{c}": known_backdoor(trigger, Goal(c, goal.num_classes), benign, test.first(NULL_ROWS), "inverted")
+        for c, trigger in proxy.controls().items()
+    }
+    return replace(known_backdoor(proxy.trigger(goal.target), goal, benign, test, "inverted"), nulls=nulls)
+
+
 def target_label(goal: Goal) -> int:
     """The one label that flagged images get; all-to-all backdoors have none."""
     if goal.target is None:
@@ -223,6 +284,8 @@ def settle(evidence: Evidence, images: int, min_triggered: int, rng: torch.Gener
     benign, test, goal, backdoor = evidence.benign, evidence.test, evidence.goal, evidence.backdoor
     if backdoor is None and evidence.trigger and goal and benign is not None and test is not None:
         backdoor = known_backdoor(evidence.trigger, goal, benign, test)
+    if backdoor is None and evidence.proxy and goal and benign is not None and test is not None:
+        backdoor = inverted_backdoor(evidence.proxy, goal, benign, test)
     if backdoor is None or goal is None or benign is None or test is None:
         raise UsageError("an audit needs triggered images: give --malicious DIR or --attack RUN")
     backdoor = replace(backdoor, attack=evidence.attack)
@@ -266,7 +329,8 @@ def drop_overlap(evidence: Evidence) -> Evidence:
 
     Images are compared pixel for pixel, and cell by cell, which finds a triggered copy of an image that was tuned on.
     """
-    seen = [p for p in (evidence.clean, evidence.malicious, evidence.train) if p is not None]
+    searched = evidence.proxy.rows if evidence.proxy else None
+    seen = [p for p in (evidence.clean, evidence.malicious, evidence.train, searched) if p is not None]
     backdoor, test, benign = evidence.backdoor, evidence.test, evidence.benign
     notes: list[str] = []
     if benign is not None and seen:

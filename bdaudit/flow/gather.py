@@ -12,7 +12,7 @@ from bdaudit.attacks.triggers import Trigger
 from bdaudit.contract import missing_message
 from bdaudit.defenses.base import Defense
 from bdaudit.errors import InputError, MissingInput, UsageError, one_line
-from bdaudit.flow.evidence import Evidence, find_target, from_folders, from_run, target_label
+from bdaudit.flow.evidence import Evidence, find_target, from_clean, from_folders, from_run, target_label
 from bdaudit.flow.pools import Images, pool_for
 from bdaudit.flow.run import Run, open_run
 from bdaudit.flow.suspect import PathLike, Suspect, open_second
@@ -46,10 +46,7 @@ def purification_evidence(
     elif target is not None:
         evidence = replace(evidence, goal=Goal(target, suspect.classifier.num_classes))
     clean = default_clean(suspect, clean, opened) if "clean" in wants else None
-    given = {"malicious": malicious, "train": train, "trigger": trigger}
-    for name in defense.needs():
-        if name in given and given[name] is None:
-            raise MissingInput(missing_message(defense.name, name))
+    check_needs(defense, malicious=malicious, train=train, trigger=trigger)
     return with_pools(
         replace(evidence, trigger=trigger if "trigger" in wants else None),
         suspect,
@@ -75,7 +72,7 @@ def audit_evidence(
     min_triggered: int,
     rng: torch.Generator,
 ) -> Evidence:
-    """Gather what an audit has to go on: a run folder whose trigger is known, or flagged images alone."""
+    """Gather what an audit has to go on: a run folder whose trigger is known, flagged images, or neither."""
     model = suspect.classifier
     clean = default_clean(suspect, clean, run)
     wants = set(defense.wants()) if defense is not None else set()
@@ -87,8 +84,16 @@ def audit_evidence(
         evidence = with_pools(known, suspect, clean, malicious if "malicious" in wants else None, target, train)
         reference = reference or run.reference_path
     elif malicious is None:
-        raise MissingInput(
-            "an audit needs triggered images: give --malicious DIR (flagged images) or --attack RUN (a known trigger)"
+        if defense is not None:
+            check_needs(defense, malicious=None, train=train, trigger=None, target=target)
+        evidence = from_clean(
+            with_pools(evidence, suspect, None, None, None, train),
+            pool_for(clean, model, "clean", labelled=True, notes=notes),
+            target,
+            model_name=one_line(suspect.path.name) if suspect.path is not None else "the suspect model",
+            tuned_elsewhere=tuned_elsewhere,
+            min_triggered=min_triggered,
+            rng=rng,
         )
     else:
         flagged = pool_for(malicious, model, "malicious", notes=notes)
@@ -173,6 +178,13 @@ def with_pools(
             sources=evidence.sources | {"malicious": _named(malicious)},
         )
     return replace(evidence, notes=(*evidence.notes, *notes))
+
+
+def check_needs(defense: Defense, **given: object) -> None:
+    """Say what a defense lacks of the inputs that only a caller can give, before any work."""
+    for name in defense.needs():
+        if name in given and given[name] is None:
+            raise MissingInput(missing_message(defense.name, name))
 
 
 def check_target(target: int | None, goal: Goal) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Literal, final
 
 import torch
@@ -36,7 +36,8 @@ class Backdoor:
     source: `trigger` where the attacker's trigger is known, `flagged` where only some of its images are, `inverted`
     where nothing is and a trigger that was reverse-engineered from the model stands in (a proxy).
     reactivation, evaluation: triggered images with their TRUE labels, `UNKNOWN` in the second case.
-    attack: what implanted it, where a run folder says so.
+    attack: what implanted it, where a run folder says so. nulls: controls that come with it, by name: the same built
+    around triggers that are none of a backdoor.
     """
 
     goal: Goal
@@ -44,6 +45,7 @@ class Backdoor:
     reactivation: Pool
     evaluation: Pool
     attack: str = ""
+    nulls: Mapping[str, Backdoor] = field(default_factory=dict)
 
     def draw(self, k: int, rng: torch.Generator) -> Pool:
         """Draw up to k triggered rows at random, labelled as the attacker wants them."""

@@ -52,7 +52,7 @@ class Retune(Retuning):
         # A folder is read class by class: without a shuffle the first thousand images would lack classes.
         benign = benign.sample(self.benign_size, rng)
         k = self.count(backdoor, len(benign), self.benign_size)
-        unseen = unseen_backdoors(benign, test, backdoor.goal, spawn(rng))
+        unseen = unseen_backdoors(benign, test, backdoor.goal, spawn(rng)) | dict(backdoor.nulls)
         # Every subject meets the same draws.
         draw_seed, null_seed = spawn(rng).initial_seed(), spawn(rng).initial_seed()
         findings: list[Finding] = []

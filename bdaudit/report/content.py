@@ -15,6 +15,7 @@ from typing import Literal, TypeVar
 
 from bdaudit.errors import one_line
 from bdaudit.report.controls import comparisons, controls_of, family
+from bdaudit.report.proxy import anomaly_of
 from bdaudit.report.schema import Exhibit, Finding, Outcome, Report, Verdict
 
 T = TypeVar("T")
@@ -61,6 +62,8 @@ METRICS = {
     "asr_change": ("ASR change", "attack success there, less that at t = 1 with BatchNorm re-estimated as well: below zero, to go on in the same direction removes more of the backdoor"),
     "distance": ("Distance", "how far the weights moved from the suspect's, in parts of their length (Frobenius norm) there"),
     "near_target": ("Near target", "images whose features, the input of the head, lie nearest to the clean images of the class that the attacker wants"),
+    "anomaly_index": ("anomaly", "how many deviations the inverted trigger is smaller than the median class's; above 2 stands out"),
+    "mask_l1": ("mask", "size of the inverted trigger: the sum of its mask, in pixels"),
     "der": ("DER", "defense effectiveness: attack success removed, less the clean accuracy lost; 50% is no effect"),
 }  # fmt: skip
 
@@ -72,10 +75,11 @@ OUTCOMES: dict[Outcome, str] = {
     "stopped": "audit stopped",
 }
 
-NUMBERS = frozenset({"distance", "loss", "t_asr20", "c_acc_mcnemar_p", "o_asr_mcnemar_p"})
+NUMBERS = frozenset({"distance", "loss", "t_asr20", "anomaly_index", "mask_l1", "c_acc_mcnemar_p", "o_asr_mcnemar_p"})
 """Metrics that are no fractions, and are never written as a percentage."""
 
 STAGES = {
+    "inversion": "Triggers inverted from the suspect (a proxy)",
     "evaluation": "Before and after purification",
     "change": "Purified against suspect, image by image",
     "retune": "After retuning (RA)",
@@ -145,7 +149,19 @@ def subject(finding: Finding) -> str:
 
 
 def headline(report: Report) -> str:
-    """Say in one sentence what the verdict means to somebody who reads nothing else."""
+    """Say what the verdict means to somebody who reads nothing else."""
+    said = _headline(report)
+    if report.verdict == "inconclusive" or not is_proxy(report):
+        return said
+    return f"{said} This was judged by a trigger inverted from the model, not by the attacker's own."
+
+
+def is_proxy(report: Report) -> bool:
+    """Whether the trigger under audit was inverted from the model, nothing being known of the attacker's."""
+    return anomaly_of(report.findings) is not None
+
+
+def _headline(report: Report) -> str:
     if report.verdict == "inconclusive":
         return "This audit cannot decide. Treat the model as not cleared."
     before, o_asr = report.find("o_asr", subject="suspect"), report.find("o_asr")
@@ -200,7 +216,8 @@ def controls(report: Report) -> list[str]:
 def _controls(report: Report, real: Finding) -> str:
     references, nulls, cleans = controls_of(report.findings, real.probe)
     when = stage(real.probe)
-    start = f"{when}, the real trigger reaches {figure(real.value)} on the purified model"
+    trigger = "inverted" if is_proxy(report) else "real"
+    start = f"{when}, the {trigger} trigger reaches {figure(real.value)} on the purified model"
     if not (nulls or references or cleans):
         return f"{start}; no control was measured, so this cannot be told from what any model would learn."
     parts = [f"{figure(f.value)} on the reference, which has no backdoor" for f in references]
@@ -214,6 +231,8 @@ def _controls(report: Report, real: Finding) -> str:
     interval = f" [{_points(least.low)}, {_points(least.high)}]" if least.low < least.high else ""
     text += f"The excess over these controls (of the never-seen triggers, over the weakest) is {_points(least.value)}"
     text += f"{interval} points; below {_points(report.policy.min_excess)} it is not taken for reactivation."
+    if is_proxy(report):
+        text += " Since the trigger is a proxy, it counts only by what it exceeds those inverted for ordinary classes."
     jumped = [_family(f) for f in nulls if _above(f, report.policy.max_p_asr)][:8]
     if jumped:
         verb = "s jump" if len(jumped) > 1 else " jumps"
@@ -226,9 +245,13 @@ def limits(report: Report) -> list[str]:
     """Say what a pass does not mean, so that nobody reads more into it than was measured."""
     probes = _and([_lower(stage(f.probe)) for f in reactivations(report)[:8]])
     tried = f"attempts to bring it back were made {probes}" if probes else "no attempt to bring it back was made"
+    tested = (
+        "a trigger inverted from the model, which may not be the attacker's,"
+        if is_proxy(report)
+        else "the trigger that this audit was given, or the flagged images that stand for it,"
+    )
     texts = [
-        "It does not mean that the model has no backdoor: only the trigger that this audit was given, or the flagged "
-        "images that stand for it, was tested.",
+        f"It does not mean that the model has no backdoor: only {tested} was tested.",
         f"It does not mean that nobody can reactivate the backdoor: {tried}; longer, larger or different attempts may succeed.",
         "It does not mean that the rate is zero: any rate inside the printed interval fits what was seen.",
         "It does not cover other data: the figures hold for images like the test images, not for another distribution.",

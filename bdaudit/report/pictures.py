@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -23,23 +24,36 @@ def contact_sheet(before: Tensor, after: Tensor, rows: tuple[str, str, str] = RO
     """Draw three labelled rows, images (N, C, H, W) before, after, and |difference| x 10, enlarged to be seen."""
     first, second = _bytes(before), _bytes(after)
     difference = ((second.float() - first.float()).abs() * 10).clamp(0, 255).to(torch.uint8)
-    n, _, height, width = first.shape
-    zoom = max(1, 96 // max(height, width))
-    cell_h, cell_w = height * zoom + GAP, width * zoom + GAP
-    sheet = Image.new("RGB", (LABEL + n * cell_w, 3 * cell_h + GAP), (BACKGROUND,) * 3)
-    draw = ImageDraw.Draw(sheet)
-    for r, (name, images) in enumerate(zip(rows, (first, second, difference), strict=True)):
-        draw.text((6, GAP + r * cell_h + cell_h // 2 - 6), name, fill=(40, 40, 40))
-        for c, image in enumerate(images):
-            tile = Image.fromarray(_rgb(image)).resize((width * zoom, height * zoom), Image.Resampling.NEAREST)
-            sheet.paste(tile, (LABEL + c * cell_w, GAP + r * cell_h))
-    return sheet
+    return _drawn(dict(zip(rows, (first, second, difference), strict=True)))
 
 
 def triptych(before: Tensor, after: Tensor) -> str:
     """Draw the sheet of a perturbation and return it as base64 PNG, to be embedded."""
+    return _embedded(contact_sheet(before, after, ("triggered", "perturbed", "diff x10")))
+
+
+def sheet(rows: Mapping[str, Tensor]) -> str:
+    """Draw labelled rows of images, uint8 (N, C, H, W), and return them as base64 PNG, to be embedded."""
+    return _embedded(_drawn(rows))
+
+
+def _drawn(rows: Mapping[str, Tensor]) -> Image.Image:
+    n, _, height, width = next(iter(rows.values())).shape
+    zoom = max(1, 96 // max(height, width))
+    cell_h, cell_w = height * zoom + GAP, width * zoom + GAP
+    drawn = Image.new("RGB", (LABEL + n * cell_w, len(rows) * cell_h + GAP), (BACKGROUND,) * 3)
+    draw = ImageDraw.Draw(drawn)
+    for r, (name, images) in enumerate(rows.items()):
+        draw.text((6, GAP + r * cell_h + cell_h // 2 - 6), name, fill=(40, 40, 40))
+        for c, image in enumerate(images):
+            tile = Image.fromarray(_rgb(image)).resize((width * zoom, height * zoom), Image.Resampling.NEAREST)
+            drawn.paste(tile, (LABEL + c * cell_w, GAP + r * cell_h))
+    return drawn
+
+
+def _embedded(image: Image.Image) -> str:
     buffer = io.BytesIO()
-    contact_sheet(before, after, ("triggered", "perturbed", "diff x10")).save(buffer, "PNG")
+    image.save(buffer, "PNG")
     return base64.b64encode(buffer.getvalue()).decode()
 
 

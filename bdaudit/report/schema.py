@@ -115,6 +115,9 @@ class Policy(_Document):
     )
     max_control: float = Field(0.50, ge=0, le=1, description="A control above this leaves a probe no power to judge.")
     min_triggered: int = Field(20, ge=1, description="Fewer triggered images than this support no verdict at all.")
+    accept_proxy: bool = Field(
+        False, description="Whether an audit may pass whose trigger was inverted from the model, nothing being flagged."
+    )
     require: list[str] = Field(default_factory=lambda: ["retune"], description="Probes without which nothing passes.")
 
 

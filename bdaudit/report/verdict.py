@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from bdaudit.report import proxy
 from bdaudit.report.controls import Comparison, comparisons
 from bdaudit.report.schema import Finding, Policy, Verdict
 from bdaudit.report.statistics import images_needed
@@ -17,7 +18,8 @@ def judge(
     A bound is broken when the whole interval lies above it, kept when the whole interval lies below it,
     and undecided otherwise. Any broken bound fails; any undecided one makes the rest inconclusive.
     shortfall: why nothing could be measured at all; then there is nothing else to judge. doubts: why nothing may
-    pass, although it was measured.
+    pass, although it was measured. Where the trigger is a proxy (findings of the stage `inversion`), a broken bound
+    fails only if no inverted trigger would break it anyway, and kept bounds pass only if the policy accepts a proxy.
     """
     if shortfall:
         return "inconclusive", [shortfall], ["inconclusive"]
@@ -32,7 +34,8 @@ def judge(
             more = policy.min_triggered - n
             undecided.append(f"{seen}: too few to judge, at least {policy.min_triggered} are needed ({more} more)")
         elif low > bound:
-            failed.append(f"{seen}, above the {percent(bound)} allowed")
+            unclear = proxy.doubt(findings, finding, policy)
+            (undecided if unclear else failed).append(f"{seen}, above the {percent(bound)} allowed{unclear}")
         elif high <= bound:
             passed.append(f"{seen}, within the {percent(bound)} allowed")
         else:
@@ -92,6 +95,8 @@ def judge(
                 f"{seen} as well: this alone does not tell a residual backdoor from what any model would do"
             )
 
+    if caveat := proxy.caveat(findings, policy):
+        undecided.append(caveat)
     verdict: Verdict = "fail" if failed else "inconclusive" if undecided else "pass"
     sorted_by_weight: list[tuple[Verdict, list[str]]] = [
         ("fail", failed),

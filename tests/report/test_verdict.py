@@ -94,6 +94,45 @@ def test_verdict(findings: list[Finding], verdict: Verdict, first: str) -> None:
         assert first in reasons[0]
 
 
+def proxied(index: float = 4.0, ordinary_o: int = 30, ordinary_p: int = 100, works: int = 980) -> list[Finding]:
+    """What an audit by an inverted trigger measures besides: the audited class first, then ordinary ones."""
+    return [
+        row("inversion", "suspect", "anomaly_index", index, None, low=None, high=None, variant="class 0 (0)"),
+        row("inversion", "suspect", "anomaly_index", -0.3, None, low=None, high=None, variant="class 1 (1)"),
+        rate("evaluation", "suspect", "o_asr", works),
+        rate("evaluation", "null", "o_asr", ordinary_o // 2, variant="inverted for 3 on purified"),
+        rate("evaluation", "null", "o_asr", ordinary_o, variant="inverted for 5 on purified"),
+        rate("retune", "null", "p_asr", ordinary_p, variant="inverted for 5 on purified"),
+        rate("retune", "null", "p_asr", 990, variant="inverted for 5 on reference"),
+    ]
+
+
+HIGH_O_ASR = rate("evaluation", "purified", "o_asr", 600)
+ACCEPTED = Policy(accept_proxy=True)
+PROXY: list[tuple[str, list[Finding], Policy, Verdict, str]] = [
+    ("bounds kept", [*GONE, p_asr(40), NULL, *proxied()], Policy(), "inconclusive", "does not clear the model"),
+    ("bounds kept, proxy accepted", [*GONE, p_asr(40), NULL, *proxied()], ACCEPTED, "pass", "within the 10.0% allowed"),
+    ("accepted, but it never worked", [*GONE, p_asr(40), NULL, *proxied(works=300)], ACCEPTED, "inconclusive", "reaches 30.0% on the suspect itself"),
+    ("comes back", [*GONE, p_asr(940), NULL, *proxied()], Policy(), "fail", "by retune (P-ASR) is 94.0%"),
+    ("comes back, so does any class's", [*GONE, p_asr(940), NULL, *proxied(ordinary_p=900)], Policy(), "inconclusive", "one inverted for 5 reaches 90.0%"),
+    ("comes back, class does not stand out", [*GONE, p_asr(940), NULL, *proxied(index=1.9)], Policy(), "inconclusive", "does not stand out (anomaly index 1.90)"),
+    ("comes back, nothing to compare", [*GONE, p_asr(940, probe="qra"), p_asr(40), *proxied()], Policy(), "inconclusive", "nothing shows what one of an ordinary class"),
+    ("comes back, reference too", [*GONE, p_asr(400), p_asr(380, subject="reference"), *proxied()], Policy(), "inconclusive", "does not clear the model"),
+    ("works on the reference too", [*ACCURACY, HIGH_O_ASR, rate("evaluation", "reference", "o_asr", 550), p_asr(40), *proxied()], Policy(), "inconclusive", "it on the reference reaches 55.0%"),
+    ("never left", [*ACCURACY, HIGH_O_ASR, p_asr(40), *proxied()], Policy(), "fail", "after purification (O-ASR) is 60.0%"),
+    ("never left, as any class's", [*ACCURACY, HIGH_O_ASR, p_asr(40), *proxied(ordinary_o=700)], Policy(), "inconclusive", "adversarial perturbation"),
+    ("accuracy lost", [ACCURACY[0], rate("evaluation", "purified", "c_acc", 700), LOW_O_ASR, p_asr(40), *proxied(index=0.5)], Policy(), "fail", "more than the 5.0%"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("findings", "policy", "verdict", "first"), [r[1:] for r in PROXY], ids=[r[0] for r in PROXY])
+def test_verdict_on_a_proxy(findings: list[Finding], policy: Policy, verdict: Verdict, first: str) -> None:
+    """An inverted trigger fails a model only beyond what ordinary classes' reach, and passes it only where accepted."""
+    got, reasons = decide(findings, policy)
+    assert got == verdict
+    assert any(first in r for r in reasons) if verdict == "pass" else first in reasons[0]
+
+
 def test_a_shortfall_is_inconclusive_whatever_was_measured() -> None:
     assert judge([], Policy(), "only 1 flagged image") == ("inconclusive", ["only 1 flagged image"], ["inconclusive"])
     assert judge([*GONE, p_asr(940)], Policy(), "x")[0] == "inconclusive"
