@@ -135,7 +135,7 @@ class TestAudit:
         self, case: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """The real search on the backdoored model: class 0 is found and audited, and nothing it shows is a pass."""
-        monkeypatch.setattr(proxy, "Search", lambda: Search(steps=150, batch_size=12))
+        monkeypatch.setattr(proxy, "Search", lambda **given: Search(steps=150, batch_size=12, **given))
         out = tmp_path / "out"
         code = call("audit", case / "model.pt", "--defense", "ft", "--out", out, "--probe", "retune", *FAST[:4])
         report = read_report(out / "report.json")

@@ -191,7 +191,7 @@ def test_too_few_clean_images_to_invert_with_are_said_before_the_search(run: Run
 
 def test_a_clean_model_with_nothing_flagged_leaves_nothing_to_test(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     """The real search, on the clean twin: no class stands out, and nothing is purified."""
-    monkeypatch.setattr(proxy, "Search", lambda: Search(steps=150, batch_size=12))
+    monkeypatch.setattr(proxy, "Search", lambda **given: Search(steps=150, batch_size=12, **given))
     report = api.audit(run.reference_path, defense="fst", clean=run.folder / "clean", device="cpu")  # type: ignore[arg-type]
     assert (report.verdict, int(report.exit_code)) == ("inconclusive", 4)
     assert "no class stands out" in report.reasons[0]

@@ -13,7 +13,7 @@ from bdaudit.hookspecs import hookimpl
 from bdaudit.inputs.classifier import Classifier
 from bdaudit.inputs.pool import Pool
 from bdaudit.runtime import spawn
-from bdaudit.training.inversion import ANOMALY, Search, invert
+from bdaudit.training.inversion import Search, invert
 from bdaudit.training.loop import tune
 from bdaudit.training.progress import say
 
@@ -31,7 +31,7 @@ class NC(Tuning):
 
     share: float = option(0.2, "share of tuning images that get an inverted trigger", cite="cards 2.14", gt=0, le=1)
     steps: int = option(
-        200, "steps of the inversion, for every class", cite="ours: docs/deviations.md; NC: 1,000 checks of 31", ge=1
+        160, "steps of the inversion, for every class", cite="ours: docs/deviations.md; NC: 1,000 checks of 31", ge=1
     )
     images: int = option(16, "images a step and class", cite="ours; NC: 32", ge=1)
     mask_lr: float = option(0.1, "Adam's learning rate for mask and pattern", cite="cards 2.14", gt=0)
@@ -39,7 +39,7 @@ class NC(Tuning):
     check: int = option(5, "steps between two looks at the success", cite="ours; NC: 31", ge=1)
     patience: int = option(1, "looks of one outcome after which the price changes", cite="ours; NC: 5", ge=1)
     threshold: float = option(0.99, "success that a trigger must reach", cite="cards 2.14", ge=0, le=1)
-    anomaly: float = option(ANOMALY, "anomaly index above which a class counts as backdoored", cite="cards 2.14", ge=0)
+    anomaly: float = option(2.0, "anomaly index above which a class counts as backdoored", cite="cards 2.14", ge=0)
     scale: Literal["log", "linear"] = option(
         "log", "what of the masks' sizes the index is counted on", cite="ours: docs/deviations.md; NC: linear"
     )

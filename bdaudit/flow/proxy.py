@@ -12,9 +12,10 @@ from bdaudit.errors import one_line
 from bdaudit.inputs.classifier import Classifier
 from bdaudit.inputs.pool import Pool
 from bdaudit.report.pictures import sheet
+from bdaudit.report.proxy import ANOMALY
 from bdaudit.report.schema import Exhibit, Finding
 from bdaudit.report.statistics import rate_finding
-from bdaudit.training.inversion import ANOMALY, Inversion, Search, invert
+from bdaudit.training.inversion import Inversion, Search, invert
 from bdaudit.training.progress import say
 
 ORDINARY, SHOWN = 3, 8
@@ -121,7 +122,7 @@ class Proxy:
 
 def stand_in(model: Classifier, rows: Pool, target: int | None, rng: torch.Generator) -> Proxy:
     """Invert a trigger for every class; take the one of the class given, else of the most anomalous class."""
-    search = Search()
+    search = Search(anomaly=ANOMALY)
     passes = model.num_classes * search.steps * search.batch_size
     say(f"nothing is flagged: inverting a trigger for each of {model.num_classes} classes ({passes:,} image passes)")
     start = time.perf_counter()

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 
 from bdaudit.report.controls import family
 from bdaudit.report.schema import Finding, Policy
-from bdaudit.training.inversion import ANOMALY
 
+ANOMALY = 2.0
+"""The anomaly index above which a class stands out: beyond 95% of a normal distribution (cards 2.14)."""
 INVERTED = "inverted for "
 """How the names of controls begin that are inverted triggers themselves, of classes that do not stand out."""
 WORKS = 0.5
@@ -31,6 +32,8 @@ def doubt(findings: Sequence[Finding], reached: Finding, policy: Policy) -> str:
         return ""
     if index <= ANOMALY:
         return f"; but the trigger was inverted for a class that does not stand out (anomaly index {index:.2f})"
+    if weak := _weakness(findings):
+        return f"; but {weak}"
     controls = [
         f
         for f in findings
@@ -60,9 +63,13 @@ def caveat(findings: Sequence[Finding], policy: Policy) -> str:
             "the trigger was inverted from the model: keeping the bounds on a proxy does not clear the model "
             "(accept_proxy = true in the policy says otherwise)"
         )
-    own = (f for f in findings if (f.probe, f.subject, f.metric) == ("evaluation", "suspect", "o_asr"))
-    worked = next(own, None)
+    return _weakness(findings)
+
+
+def _weakness(findings: Sequence[Finding]) -> str:
+    rows = (f for f in findings if (f.probe, f.subject, f.metric) == ("evaluation", "suspect", "o_asr"))
+    worked = next(rows, None)
     if worked is not None and (worked.low or 0.0) >= WORKS:
         return ""
     seen = "was not measured" if worked is None else f"reaches {100 * worked.value:.1f}%"
-    return f"the inverted trigger {seen} on the suspect itself: it does not stand for a backdoor that works"
+    return f"the inverted trigger {seen} on the suspect itself, and so stands for no backdoor that works"

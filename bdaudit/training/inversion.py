@@ -27,8 +27,6 @@ MOST_IMAGES, MOST_VALUES = 512, 1 << 23
 """Images, and pixel values, in one forward pass, at most; at least one class is searched at a time."""
 STALE = 10
 """Checks without a smaller mask after which a class is done."""
-ANOMALY = 2.0
-"""The anomaly index above which a class stands out (the paper: beyond 95% of a normal distribution)."""
 NORMAL = 1.4826
 """Makes the median absolute deviation of a normal distribution its standard deviation."""
 LEAST_SPREAD = 0.01
@@ -44,14 +42,14 @@ class Search:
     anomaly, scale: the index above which a class is flagged, and what of the masks' sizes it is counted on.
     """
 
-    steps: int = 200
+    steps: int = 160
     batch_size: int = 16
     lr: float = 0.1
     cost: float = 1e-3
     patience: int = 1
     check: int = 5
     threshold: float = 0.99
-    anomaly: float = ANOMALY
+    anomaly: float = 2.0
     scale: Literal["log", "linear"] = "log"
 
 
@@ -106,7 +104,7 @@ def invert(
         raise UsageError(f"trigger inversion needs clean images of other classes than {lone[0]}, to search and to test")
     values = rows.shape[0] * rows.shape[1] * rows.shape[2]
     together = max(1, min(MOST_IMAGES, MOST_VALUES // values) // search.batch_size)
-    groups = torch.arange(model.num_classes).split(together)
+    groups = torch.split(torch.arange(model.num_classes), together)
     with track("inverting triggers", len(groups) * search.steps) as advance:
         found = [_search(frozen, runtime, rows, group, search, rng, advance) for group in groups]
     masks, patterns, reached = (torch.cat(parts) for parts in zip(*found, strict=True))

@@ -13,7 +13,7 @@ import torch
 from PIL import Image, PngImagePlugin
 
 from bdaudit.report.html import png
-from bdaudit.report.pictures import GAP, LABEL, contact_sheet, encode, triptych, write_preview
+from bdaudit.report.pictures import GAP, LABEL, contact_sheet, encode, sheet, triptych, write_preview
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -23,9 +23,9 @@ def test_sheet_shows_before_after_and_ten_times_the_difference(channels: int) ->
     after = before.clone()
     after[0] += 5
     after[1] -= 90
-    sheet = np.asarray(contact_sheet(before, after))
+    drawn = np.asarray(contact_sheet(before, after))
     cell = 8 * 12 + GAP
-    centres = [[sheet[GAP + r * cell + 40, LABEL + c * cell + 40].tolist() for c in range(2)] for r in range(3)]
+    centres = [[drawn[GAP + r * cell + 40, LABEL + c * cell + 40].tolist() for c in range(2)] for r in range(3)]
     assert centres == [[[100] * 3] * 2, [[105] * 3, [10] * 3], [[50] * 3, [255] * 3]]
 
 
@@ -39,6 +39,15 @@ def test_large_images_are_not_enlarged() -> None:
     """Beyond 96 pixels a cell is the image itself."""
     images = torch.zeros((1, 3, 128, 100), dtype=torch.uint8)
     assert contact_sheet(images, images).size == (LABEL + 100 + GAP, 3 * (128 + GAP) + GAP)
+
+
+def test_a_sheet_holds_its_rows_in_order_and_can_be_embedded() -> None:
+    """As many rows as were given, one column an image."""
+    dark, light = torch.zeros((3, 1, 8, 8), dtype=torch.uint8), torch.full((3, 1, 8, 8), 200, dtype=torch.uint8)
+    drawn = np.asarray(Image.open(io.BytesIO(base64.b64decode(sheet({"a": dark, "b": light})))))
+    cell = 8 * 12 + GAP
+    assert drawn.shape == (2 * cell + GAP, LABEL + 3 * cell, 3)
+    assert [drawn[GAP + r * cell + 40, LABEL + 2 * cell + 40, 0] for r in range(2)] == [0, 200]
 
 
 def test_triptych_can_be_embedded(tmp_path: Path) -> None:

@@ -196,6 +196,20 @@ def test_headline_says_no_more_than_was_measured(
     assert words in content.headline(empty().model_copy(update={"verdict": verdict, "findings": findings}))
 
 
+def test_what_rests_on_a_proxy_says_so_first_and_last() -> None:
+    """A reader of the headline alone, or of the limits alone, knows that the attacker's trigger was not tested."""
+    index = row("inversion", "suspect", "anomaly_index", 4.25, None, low=None, high=None, variant="class 0 (0)")
+    report = audited()
+    proxied = report.model_copy(update={"findings": [*report.findings, index]})
+    assert "inverted from the model, not by the attacker's own" in content.headline(proxied)
+    assert "inverted from the model, which may not be the attacker's" in content.limits(proxied)[0]
+    assert "the inverted trigger reaches" in content.controls(proxied)[0]
+    assert "inverted" not in " ".join([content.headline(report), *content.limits(report), *content.controls(report)])
+    text = render(proxied, "text")
+    assert "4.25" in text
+    assert "425" not in text
+
+
 def test_a_null_that_jumps_is_named() -> None:
     """A residue that answers to a whole family of triggers is a finding of its own."""
     findings = [

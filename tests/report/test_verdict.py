@@ -116,6 +116,7 @@ PROXY: list[tuple[str, list[Finding], Policy, Verdict, str]] = [
     ("comes back", [*GONE, p_asr(940), NULL, *proxied()], Policy(), "fail", "by retune (P-ASR) is 94.0%"),
     ("comes back, so does any class's", [*GONE, p_asr(940), NULL, *proxied(ordinary_p=900)], Policy(), "inconclusive", "one inverted for 5 reaches 90.0%"),
     ("comes back, class does not stand out", [*GONE, p_asr(940), NULL, *proxied(index=1.9)], Policy(), "inconclusive", "does not stand out (anomaly index 1.90)"),
+    ("comes back, but it never worked", [*GONE, p_asr(940), NULL, *proxied(works=300)], Policy(), "inconclusive", "reaches 30.0% on the suspect itself"),
     ("comes back, nothing to compare", [*GONE, p_asr(940, probe="qra"), p_asr(40), *proxied()], Policy(), "inconclusive", "nothing shows what one of an ordinary class"),
     ("comes back, reference too", [*GONE, p_asr(400), p_asr(380, subject="reference"), *proxied()], Policy(), "inconclusive", "does not clear the model"),
     ("works on the reference too", [*ACCURACY, HIGH_O_ASR, rate("evaluation", "reference", "o_asr", 550), p_asr(40), *proxied()], Policy(), "inconclusive", "it on the reference reaches 55.0%"),
