@@ -71,6 +71,9 @@ class Generator(nn.Module):
     each of up to `levels` resolutions.
     """
 
+    mean: Tensor
+    std: Tensor
+
     def __init__(self, model: Classifier, width: int, levels: int = 4) -> None:
         super().__init__()
         channels, *size = model.preprocessing.shape
