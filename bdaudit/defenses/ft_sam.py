@@ -16,7 +16,7 @@ from bdaudit.training.sam import Sam
 
 
 class FTSAM(Tuning):
-    """Fine-tune towards a flat minimum, which takes the weights further from the backdoor than FT does.
+    """Fine-tune towards a flat minimum, which shrinks the weights that the backdoor lives on.
 
     Zhu et al., ICCV 2023: min over w of max over e of CE(f(x; w + e), y), with ||e / |w|| <= rho (adaptive), every
     weight tuned. The clean pool is the paper's class-balanced subset as far as it is balanced.
