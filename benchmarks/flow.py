@@ -1,9 +1,12 @@
 """Measure the whole flow on Fashion-MNIST: attacks, the defenses of the first release, and their audits.
 
-    python -m benchmarks.flow --out DIR [--attack badnets blended] [--defense ft fst pl ep] [--seeds 1] [--json FILE]
+    python -m benchmarks.flow --out DIR [--attack badnets blended] [--defense ft fst "ft-sam rho=8"] [--seeds 0 1 2]
+        [--probe retune qra] [-o retune.draws=1] [--clean-twin] [--json FILE]
 
 Ten thousand training images, ResNet-18 of width 16, 5% poison. Each row is one audit as `bdaudit audit` makes it,
-with a clean twin of the same training as the reference. Figures come from the report; nothing is chosen by them.
+with a clean twin of the same training as the reference: trained with BadNets' victim, and the same for every attack
+of that seed, whose rows are the same. Figures come from the report; nothing is chosen by them. --clean-twin audits the
+next seed's clean twin instead, as if it had been purified, which must never fail.
 """
 
 from __future__ import annotations
@@ -18,7 +21,7 @@ from tabulate import tabulate
 
 from bdaudit import api
 from bdaudit.flow.implant import Sizes
-from bdaudit.flow.run import is_run, open_run
+from bdaudit.flow.run import is_run
 from bdaudit.report.schema import Report
 from bdaudit.training.progress import progress_shown
 
@@ -33,7 +36,11 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=10_000)
     parser.add_argument("--arch", default="resnet18:width=16")
     parser.add_argument("--epochs", type=int)
-    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument(
+        "--clean-twin", type=int, default=0, metavar="N", help="audit a clean twin with N seeds instead"
+    )
+    parser.add_argument("--evaluate", type=int, default=2000)
     parser.add_argument("--device", default="auto")
     parser.add_argument("--json", type=Path)
     parser.add_argument("-o", dest="options", action="append", default=[], help="probe.name=value")
@@ -41,8 +48,8 @@ def main() -> None:
     options = dict(o.split("=", 1) for o in args.options)
     rows: list[dict[str, Any]] = []
     with progress_shown():
-        for attack in args.attack:
-            for seed in range(args.seeds):
+        for seed in args.seeds:
+            for attack in args.attack:
                 folder = args.out / f"{attack}-{seed}"
                 start = time.perf_counter()
                 if not is_run(folder):
@@ -53,32 +60,38 @@ def main() -> None:
                         arch=args.arch,
                         sizes=Sizes(train=args.images),
                         epochs=args.epochs,
-                        with_reference=True,
+                        with_reference=attack == "badnets",
                         seed=seed,
                         device=args.device,
                     )
-                trained = time.perf_counter() - start
-                record = open_run(folder).record
-                base = {"attack": attack, "seed": seed, "attack_seconds": round(trained, 1)}
-                base |= {"clean_twin_c_acc": record.metrics.get("reference", {}).get("c_acc")}
-                for defense in args.defense:
+                base = {"attack": attack, "seed": seed, "attack_seconds": round(time.perf_counter() - start, 1)}
+                twins = [args.out / f"badnets-{s}" / "reference.pt" for s in (seed, seed + 1, seed - 1)]
+                reference, *others = [p for p in twins if p.is_file()] or [None]
+                trials: list[tuple[str, dict[str, Any]]] = []
+                for spec in args.defense if not args.clean_twin else ():
+                    name, *own = spec.split()
+                    settings = options | dict(o.split("=", 1) for o in own)
+                    trials.append((spec, {"defense": name, "options": settings, "seed": seed}))
+                twin = [{"purified": others[0], "options": options, "seed": i} for i in range(args.clean_twin)]
+                trials += [("clean twin", settings) for settings in twin]
+                for spec, settings in trials:
                     start = time.perf_counter()
                     report = api.audit(
                         folder / "model.pt",
-                        defense=defense,
                         run=folder,
                         malicious=folder / "flagged",
+                        reference=reference,
                         probes=args.probe,
-                        options=options,
-                        seed=seed,
+                        evaluate=args.evaluate,
                         device=args.device,
+                        **settings,
                     )
-                    rows.append(base | {"defense": defense} | figures(report))
+                    rows.append(base | {"defense": spec, "audit_seed": settings["seed"]} | figures(report))
                     rows[-1]["audit_seconds"] = round(time.perf_counter() - start, 1)
                     print({k: round(v, 3) if isinstance(v, float) else v for k, v in rows[-1].items()}, flush=True)
+                    if args.json:
+                        args.json.write_text(json.dumps(rows, indent=1) + "\n")
     print(tabulate(rows, headers="keys", floatfmt=".3f"))
-    if args.json:
-        args.json.write_text(json.dumps(rows, indent=1) + "\n")
 
 
 def figures(report: Report) -> dict[str, Any]:

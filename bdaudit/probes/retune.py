@@ -33,6 +33,9 @@ class Retune(Retuning):
 
     draws: int = option(3, "draws of poisoned images, each its own retuning", cite="cards 4.2", ge=1)
     control_draws: int = option(1, "draws for the reference and for each null trigger", ge=1)
+    reference_nulls: bool = option(
+        True, "also try null triggers on the reference: shown beside the others, not judged by"
+    )
     benign_size: int = option(
         1000, "benign images to retune with; with fewer, fewer are poisoned in proportion", cite="SS B.2", ge=2
     )
@@ -69,7 +72,7 @@ class Retune(Retuning):
             findings.append(rate_finding(self.name, subject, "p_asr", real[subject]))
             findings.append(rate_finding(self.name, subject, "p_c_acc", [accuracy(m, test) for _, m in runs]))
             curves[subject] = _mean_curve([asr for asr, _ in runs])
-            for family, null in unseen.items():
+            for family, null in unseen.items() if subject == "purified" or self.reference_nulls else ():
                 what = f"retune {subject}, null {family}"
                 runs = self._runs(model, benign, null, k, self.control_draws, null_seed, what)
                 reached = [asr[-1] for asr, _ in runs]
