@@ -57,7 +57,7 @@ class QRA(Querying):
             findings.append(excess_finding(self.name, [rates["purified", "p_asr"]], [rate], family))
 
         # The same test images, with and without the trigger, where that is known.
-        paired = backdoor.source == "trigger"
+        paired = backdoor.source != "flagged"
         for over, key in ((CLEAN, ("purified", "c_asr")), ("reference", ("reference", "p_asr"))):
             if key in rates:
                 together = paired or over == "reference"
