@@ -162,7 +162,8 @@ def test_checks_leave_model_and_randomness_as_they_were(suspect: Classifier, tes
     model = suspect.clone().train()
     before, state = {k: v.clone() for k, v in model.state_dict().items()}, torch.get_rng_state()
     check_model("suspect", altered(model, lambda z: z + torch.randn_like(z)), test_pool)
-    check_model("suspect", model, test_pool)
+    check_model("suspect", Classifier(Training(model.body), model.preprocessing, classes=model.classes), test_pool)
+    assert model.training
     assert torch.equal(torch.get_rng_state(), state)
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
     assert all(p.grad is None for p in model.parameters())

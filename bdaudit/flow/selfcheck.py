@@ -53,7 +53,7 @@ def check_model(subject: str, model: Classifier, test: Pool) -> list[SelfCheck]:
     try:
         # A network that draws random numbers must draw others every time, and yet leave the audit's alone.
         with seeded(generator(0)):
-            faults = dict(_faults(model, few))
+            faults = dict(_faults(model.clone(), few))  # one that trains itself must not change the model audited
     except Exception as e:  # whatever the code of somebody's network raises
         faults = {RUNS: f"it fails on test images ({type(e).__name__}: {one_line(e, 160)})"}
     return [

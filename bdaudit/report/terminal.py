@@ -93,8 +93,8 @@ def _granted(report: Report) -> str:
 def _self_checks(report: Report) -> str:
     table = tables.checked(report)
     plain = content.OUTCOMES["sound"]
-    told = [f"{name} ({of}): {found or out}" for name, of, out, found in table.rows if found or out != plain]
-    others = [name for name, _, out, found in table.rows if not found and out == plain]
+    told = {f"{name} ({of}): {found or out}": name for name, of, out, found in table.rows if found or out != plain}
+    others = dict.fromkeys(row[0] for row in table.rows if row[0] not in told.values())
     return _section(table.title, [*told, *([f"{plain}: {'; '.join(others)}"] if others else [])])
 
 
