@@ -161,13 +161,15 @@ def audited() -> Report:
 def crowded() -> Report:
     """An audit that cannot decide, with fifteen exhibits of five probes."""
     curves = {"purified": [0.01, 0.4, 0.94], "reference": [0.02, 0.03, 0.04]}
+    points = {"clean": [(0.0, 1.0), (1.0, 3.0)], "triggered": [(4.0, 1.0), (5.0, 2.0)]}
     exhibits = [
         Exhibit(
             probe=probe, metric="p_asr", title=f"{what} of {probe}", caption=f"{what}, as {probe} saw it.",
-            x_label="step", y_label="rate", curves=curves if i % 2 else {}, picture="" if i % 2 else png(620, 200),
+            x_label="step", y_label="rate", curves=curves if i == 1 else {}, points=points if i == 2 else {},
+            picture=png(620, 200) if i == 0 else "",
         )
-        for probe in ("retune", "qra", "lmc", "trajectory", "weights")
-        for i, what in enumerate(("A picture", "Curves", "Another picture"))
+        for probe in ("retune", "qra", "lmc", "trajectory", "features")
+        for i, what in enumerate(("A picture", "Curves", "A map"))
     ]  # fmt: skip
     return audited().model_copy(update={"verdict": "inconclusive", "exhibits": exhibits})
 
