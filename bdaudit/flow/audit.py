@@ -14,7 +14,7 @@ import torch
 from bdaudit.defenses.base import Defense
 from bdaudit.errors import UsageError
 from bdaudit.flow.evidence import Evidence, settle
-from bdaudit.flow.provenance import describe_model, describe_pool, environment
+from bdaudit.flow.provenance import describe_evidence, environment
 from bdaudit.flow.selfcheck import caveats, check_model, doubts, other, trusted, unable
 from bdaudit.inputs.architectures import fresh
 from bdaudit.inputs.classifier import Classifier
@@ -146,15 +146,6 @@ def audit(
         **({"artifacts": {k: hashlib.sha256(v).hexdigest() for k, v in artifacts.items()}} if artifacts else {}),
         "times": {"started": started, "seconds": {k: round(v, 2) for k, v in seconds.items()}},
     }
-    pools = {n: getattr(evidence, n) for n in ("clean", "malicious", "train", "benign", "test")}
-    described = {n: describe_pool(p, evidence.sources.get(n, "")) for n, p in pools.items() if p is not None}
-    if evidence.backdoor is not None:
-        described["evaluation"] = describe_pool(evidence.backdoor.evaluation, evidence.backdoor.source)
-        described["reactivation"] = describe_pool(evidence.backdoor.reactivation, evidence.backdoor.source)
-    if evidence.proxy is not None:
-        described["inversion"] = describe_pool(evidence.proxy.rows, evidence.sources.get("inversion", ""))
-    if evidence.trigger is not None:
-        described["trigger"] = {"kind": evidence.trigger.kind, "sha256": evidence.trigger.digest()}
     report = Report(
         title=f"Audit: {defense.name if defense else 'a purified model'}",
         verdict=verdict,
@@ -164,7 +155,7 @@ def audit(
         exhibits=shown,
         notes=list(dict.fromkeys(notes)),
         self_checks=checks,
-        inputs={"model": describe_model(evidence.suspect), "goal": str(evidence.goal), **described, **(inputs or {})},
+        inputs={**describe_evidence(evidence), **(inputs or {})},
         granted=granted,
         policy=policy,
         provenance=provenance,

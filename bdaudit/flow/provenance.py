@@ -14,6 +14,7 @@ import torch
 
 import bdaudit
 from bdaudit import ops, plugins
+from bdaudit.flow.evidence import Evidence
 from bdaudit.inputs.architectures import find
 from bdaudit.inputs.classifier import ArchSpec, Classifier
 from bdaudit.inputs.pool import Pool
@@ -47,6 +48,21 @@ def git_revision() -> str:
 def describe_pool(pool: Pool, source: str) -> dict[str, Any]:
     """Size and hash of a pool."""
     return {"n": len(pool), "sha256": pool.digest(), "source": source}
+
+
+def describe_evidence(evidence: Evidence) -> dict[str, Any]:
+    """Size, hash and origin of everything that an audit was given or cut for itself."""
+    pools = {n: getattr(evidence, n) for n in ("clean", "malicious", "train", "benign", "test")}
+    described: dict[str, Any] = {"model": describe_model(evidence.suspect), "goal": str(evidence.goal)}
+    described |= {n: describe_pool(p, evidence.sources.get(n, "")) for n, p in pools.items() if p is not None}
+    if evidence.backdoor is not None:
+        described["evaluation"] = describe_pool(evidence.backdoor.evaluation, evidence.backdoor.source)
+        described["reactivation"] = describe_pool(evidence.backdoor.reactivation, evidence.backdoor.source)
+    if evidence.proxy is not None:
+        described["inversion"] = describe_pool(evidence.proxy.rows, evidence.sources.get("inversion", ""))
+    if evidence.trigger is not None:
+        described["trigger"] = {"kind": evidence.trigger.kind, "sha256": evidence.trigger.digest()}
+    return described
 
 
 def describe_model(model: Classifier) -> dict[str, Any]:
