@@ -153,7 +153,7 @@ def policies(compared: Sequence[Audit]) -> Table:
     """Make the table of the policy's bounds that are not the same in all."""
     bounds = zip(*(tables.policy(a.report).rows for a in compared), strict=True)
     rows = [[same[0][0], *(value for _, value, _ in same)] for same in bounds]
-    return Table("Where it differs", ["bound", *(a.letter for a in compared)], [r for r in rows if _varies(r)])
+    return Table("Policy, where it differs", ["bound", *(a.letter for a in compared)], [r for r in rows if _varies(r)])
 
 
 def provenance(compared: Sequence[Audit]) -> Table:
@@ -162,7 +162,7 @@ def provenance(compared: Sequence[Audit]) -> Table:
     names = dict.fromkeys(name for side in sides for name in side)
     rows = [[name, *(side.get(name, ABSENT) for side in sides)] for name in names]
     kept, left_out = cut([r for r in rows if _varies(r)], ROWS)
-    return Table("Where it differs", ["what", *(a.letter for a in compared)], kept, left_out)
+    return Table("Provenance, where it differs", ["what", *(a.letter for a in compared)], kept, left_out)
 
 
 def bars(compared: Sequence[Audit], limit: int = 24) -> list[Bar]:

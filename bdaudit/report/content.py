@@ -8,6 +8,7 @@ markup is left to each renderer.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -95,6 +96,9 @@ INTERVALS = (
     "Square brackets: 95% interval over the images. sd: spread over the draws, which is another matter. "
     "Attack success never counts images whose true class is the target."
 )
+
+
+_HASH = re.compile(r"\b([0-9a-f]{12})[0-9a-f]{28,}\b")
 
 
 @dataclass(frozen=True)
@@ -352,6 +356,11 @@ def bars(report: Report, limit: int = 24) -> list[Bar]:
 
 
 # ---- small words
+
+
+def shortened(text: str) -> str:
+    """Cut each hash to its first twelve digits."""
+    return _HASH.sub(r"\1…", text)
 
 
 def finite(value: float) -> float:

@@ -1,4 +1,4 @@
-"""The report as a LaTeX table for a paper: one float, to be \\input where booktabs is loaded.
+"""The report as LaTeX tables for a paper, to be \\input where booktabs is loaded: floats of a page at most.
 
 Everything that came from outside is escaped, and the output is ASCII: a letter that LaTeX can write with an accent is
 written so, any other character becomes its code point, since pdflatex stops at characters that its fonts lack.
@@ -8,13 +8,18 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
+from typing import NamedTuple
 
 from bdaudit.report import compare, content, tables
 from bdaudit.report.schema import Report
 from bdaudit.report.tables import Table
 
-HEAD = "% Needs \\usepackage{booktabs} in the preamble.\n\\begin{table}\n\\centering\\footnotesize\\setlength{\\tabcolsep}{3pt}"
+PAGE, ROWS = 40, 20
+"""About how many lines a float may take, and the most rows of a tabular."""
+
+HEAD = "\\begin{table}\n\\centering\\footnotesize\\setlength{\\tabcolsep}{3pt}"
 
 NAMES = {
     "\\": "textbackslash", "<": "textless", ">": "textgreater", "|": "textbar", "~": "textasciitilde",
@@ -32,50 +37,65 @@ _PAIRS = re.compile(r"(?<=([-',]))(?=\1)")
 _MINUS = re.compile(r"(?<![\w.-])-(?=[\d.])")
 
 
+class Body(NamedTuple):
+    """A tabular, and about how many lines of a page it takes."""
+
+    text: str
+    lines: int
+
+
 def render(report: Report) -> str:
-    """Write the figures as one LaTeX table: models down, metrics across, the verdict in the caption."""
-    caption = [f"\\textbf{{{content.VERDICT_WORDS[report.verdict]}.}}", content.clean(report.title) + ":"]
-    caption += [content.headline(report), content.story(report)]
-    if any(g.oracle for g in report.granted):
-        caption.append(content.ORACLE_MEANS)
+    """Write the figures as LaTeX tables: models down, metrics across, the verdict in the caption."""
+    name = f"\\textbf{{{content.VERDICT_WORDS[report.verdict]}.}} {escape(content.clean(report.title))}"
+    said = [content.headline(report), content.story(report)]
+    said += [content.ORACLE_MEANS] if any(g.oracle for g in report.granted) else []
     stages = tables.summary(report)
-    return table(
-        [caption[0], *map(escape, caption[1:])],
-        [figures(t) for t in stages],
-        [content.INTERVALS] if stages else ["Nothing was measured."],
+    bodies = [body for t in stages for body in figures(t)]
+    return floats(
+        name, f": {escape(' '.join(said))}", bodies, [content.INTERVALS if stages else "Nothing was measured."]
     )
 
 
 def side_by_side(audits: Sequence[compare.Audit]) -> str:
-    """Write several audits as one LaTeX table: their shared figures with differences, their verdicts in the caption."""
-    caption = [
-        f"\\textbf{{{a.letter}: {content.VERDICT_WORDS[a.report.verdict]}}} ({escape(a.source)})" for a in audits
-    ]
+    """Write several audits as LaTeX tables: their shared figures with differences, their verdicts in the caption."""
+    names = (f"\\textbf{{{a.letter}: {content.VERDICT_WORDS[a.report.verdict]}}} ({escape(a.source)})" for a in audits)
     first, _, *rest = compare.sections(audits)
-    warning = f"\\textbf{{{first.title}.}} {escape(' '.join(first.lines))}"
-    bodies = [figures(t) for s in rest for t in s.figures] + [words(t) for s in rest for t in s.words]
-    return table(["; ".join(caption) + ".", warning], bodies, (f"{s.title}: {line}" for s in rest for line in s.lines))
+    warning = f". \\textbf{{{first.title}.}} {escape(' '.join(first.lines))}"
+    bodies = [body for s in rest for t in s.figures for body in figures(t)]
+    bodies += [body for s in rest for t in s.words for body in words(t)]
+    return floats("; ".join(names), warning, bodies, (f"{s.title}: {line}" for s in rest for line in s.lines))
 
 
-def table(caption: Iterable[str], bodies: Iterable[str], notes: Iterable[str]) -> str:
-    """Put tabulars under one caption, which is LaTeX already, with notes, which are not, below them."""
-    parts = [HEAD, f"\\caption{{{' '.join(caption)}}}"]
-    parts += [f"\\par\\medskip\n{body}" for body in bodies]
-    parts += [
-        f"\\par\\smallskip\n\\parbox{{\\linewidth}}{{\\scriptsize\\raggedright {escape(note)}}}" for note in notes
-    ]
-    return "\n".join([*parts, "\\end{table}"]) + "\n"
+def floats(name: str, caption: str, bodies: Sequence[Body], notes: Iterable[str]) -> str:
+    """Put tabulars under captions, as many as a page holds; name and caption are LaTeX already, the notes are not."""
+    pages: list[list[Body]] = [[]]
+    for body in bodies:
+        if pages[-1] and sum(b.lines for b in pages[-1]) + body.lines > PAGE:
+            pages.append([])
+        pages[-1].append(body)
+    texts = []
+    for i, page in enumerate(pages):
+        parts = [HEAD, f"\\caption{{{name}{', continued.' if i else caption}}}"]
+        parts += [f"\\par\\medskip\n{body.text}" for body in page]
+        if page is pages[-1]:
+            parts += [
+                f"\\par\\smallskip\n\\parbox{{\\linewidth}}{{\\scriptsize\\raggedright {escape(n)}}}" for n in notes
+            ]
+        texts.append("\n".join([*parts, "\\end{table}"]))
+    return "% Needs \\usepackage{booktabs} in the preamble.\n" + "\n".join(texts) + "\n"
 
 
-def figures(table: Table) -> str:
-    """Write a table of rates as a tabular, its title as the first row, intervals smaller."""
-    return _tabular(table, "r", _figure)
+def figures(table: Table) -> list[Body]:
+    """Write a table of rates as tabulars, intervals smaller."""
+    width = max(6, 36 - 6 * len(table.headers))
+    return [_tabular(part, f"{width}em", 2 * width, "r", _figure) for part in _parts(table)]
 
 
-def words(table: Table) -> str:
-    """Write a table of words as a tabular whose cells break into lines."""
-    width = 0.7 / max(1, len(table.headers) - 1)
-    return _tabular(table, f"p{{{width:.2f}\\linewidth}}", _broken)
+def words(table: Table) -> list[Body]:
+    """Write a table of words as tabulars whose cells break into lines; hashes are shortened."""
+    rows = [[content.shortened(cell) for cell in row] for row in table.rows]
+    column = f"p{{{0.6 / max(1, len(table.headers) - 1):.2f}\\linewidth}}"
+    return [_tabular(part, ".33\\linewidth", 25, column, _broken) for part in _parts(replace(table, rows=rows))]
 
 
 def escape(text: str) -> str:
@@ -102,23 +122,34 @@ def _character(c: str) -> str:
     return f"{{[}}U+{ord(c):04X}{{]}}"
 
 
-def _tabular(table: Table, column: str, write: Callable[[str], str]) -> str:
+def _parts(table: Table) -> Iterator[Table]:
+    for start in range(0, len(table.rows), ROWS):
+        last = start + ROWS >= len(table.rows)
+        yield replace(table, rows=table.rows[start : start + ROWS], left_out=table.left_out if last else 0)
+
+
+def _tabular(table: Table, first: str, letters: int, column: str, write: Callable[[str], str]) -> Body:
+    """Write a tabular, its title as the first row, its first column `first` wide, which is about so many letters.
+
+    Wide ones are set in smaller type.
+    """
     columns = len(table.headers)
-    rows = [" & ".join([_broken(row[0]), *map(write, row[1:])]) + END for row in table.rows]
     lines = [
-        f"\\begin{{tabular}}{{@{{}}p{{{max(6, 36 - 6 * columns)}em}}{column * (columns - 1)}@{{}}}}",
+        f"\\begin{{tabular}}{{@{{}}p{{{first}}}{column * (columns - 1)}@{{}}}}",
         "\\toprule",
         f"\\multicolumn{{{columns}}}{{@{{}}l}}{{\\itshape {escape(table.title)}}}{END}",
         "\\midrule",
         " & ".join(map(escape, table.headers)) + END,
         "\\midrule",
-        *rows,
+        *(" & ".join([_broken(row[0]), *map(write, row[1:])]) + END for row in table.rows),
         "\\bottomrule",
         "\\end{tabular}",
     ]
+    if columns > 4:
+        lines = ["{\\scriptsize", *lines, "}"]
     if table.left_out:
         lines.append(f"\\par {table.left_out} more in the JSON report.")
-    return "\n".join(lines)
+    return Body("\n".join(lines), 5 + sum(1 + len(row[0]) // letters for row in table.rows))
 
 
 def _broken(cell: str) -> str:

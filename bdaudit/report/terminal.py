@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import textwrap
 from collections.abc import Iterable, Sequence
 
@@ -15,8 +14,6 @@ from bdaudit.report.tables import Table
 
 WIDTH = 100
 COLORS: dict[Verdict, str] = {"pass": "32", "fail": "31", "inconclusive": "33"}
-
-_HASH = re.compile(r"\b([0-9a-f]{12})[0-9a-f]{28,}\b")
 
 
 def render(report: Report, *, color: bool = False) -> str:
@@ -60,7 +57,7 @@ def _painted(verdict: Verdict, color: bool) -> str:
 
 def _words(table: Table) -> str:
     widths = [None, *[max(16, (WIDTH - 30) // (len(table.headers) - 1))] * (len(table.headers) - 1)]
-    rows = [[_HASH.sub(r"\1…", cell) for cell in row] for row in table.rows]
+    rows = [[content.shortened(cell) for cell in row] for row in table.rows]
     return tabulate(rows, table.headers, tablefmt="simple", disable_numparse=True, maxcolwidths=widths)
 
 
@@ -103,4 +100,4 @@ def _provenance(report: Report) -> str:
     ran = [f"{name} {value}" for name, value in tables.provenance(report).rows]
     lines = [f"inputs: {'; '.join(entered)}"] if entered else []
     lines += [f"run: {'; '.join(ran)}"] if ran else []
-    return _section("Provenance", (_HASH.sub(r"\1…", clean(line, 4000)) for line in lines))
+    return _section("Provenance", (content.shortened(clean(line, 4000)) for line in lines))
