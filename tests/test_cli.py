@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import pickle
@@ -21,6 +22,7 @@ from support import snapshot
 
 from bdaudit.cli.main import _run
 from bdaudit.flow import proxy
+from bdaudit.flow.output import is_audit
 from bdaudit.flow.run import Run
 from bdaudit.inputs.folders import write_folder, write_png
 from bdaudit.report.formats import FORMATS
@@ -111,7 +113,10 @@ class TestAudit:
         report = json.loads(capsys.readouterr().out)
         assert (report["verdict"], code) == ("fail", 1)
         out = case / "audit-ft"
-        assert {p.name for p in out.iterdir()} == {"report.json", "report.html", "model.purified.pt"}
+        kept = "qra-generator.safetensors"
+        assert {p.name for p in out.iterdir()} == {"report.json", "report.html", "model.purified.pt", kept}
+        assert report["provenance"]["artifacts"] == {kept: hashlib.sha256((out / kept).read_bytes()).hexdigest()}
+        assert is_audit(out)
         for form in FORMATS:
             assert call("report", out / "report.json", "--format", form) == 1
             assert capsys.readouterr().out
