@@ -201,6 +201,8 @@ def test_a_clean_model_with_nothing_flagged_leaves_nothing_to_test(run: Run, mon
     assert rows[0].value == max(f.value for f in rows) < 2
     assert report.exhibits[0].picture
     assert report.find("o_asr") is None
+    assert report.inputs["goal"] == "unknown"
+    assert all(c.outcome == "sound" for c in report.self_checks)  # there are images enough
 
 
 @pytest.mark.parametrize("n", [1, 5, 29])

@@ -280,7 +280,8 @@ def settle(evidence: Evidence, images: int, min_triggered: int, rng: torch.Gener
     """
     evidence = limit_evaluation(drop_overlap(drop_repeats(evidence)), images, rng)
     if evidence.shortfall:
-        return _checked(evidence, ENOUGH, evidence.shortfall, "stopped")
+        # There are images enough where no class stands out.
+        return evidence if evidence.proxy else _checked(evidence, ENOUGH, evidence.shortfall, "stopped")
     benign, test, goal, backdoor = evidence.benign, evidence.test, evidence.goal, evidence.backdoor
     if backdoor is None and evidence.trigger and goal and benign is not None and test is not None:
         backdoor = known_backdoor(evidence.trigger, goal, benign, test)

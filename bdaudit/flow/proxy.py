@@ -57,7 +57,7 @@ class Proxy:
             return ""
         return (
             "nothing to test: no image is flagged, no trigger is known, and no class stands out among the triggers "
-            f"inverted from the model (largest anomaly index {self._index(self.order()[0])}, above {ANOMALY:g} would); "
+            f"inverted from the model (the nearest: {self._index(self.order()[0])}, where above {ANOMALY:g} stands out); "
             "give --malicious DIR or --attack RUN, or --target N to test one class all the same"
         )
 
@@ -108,8 +108,9 @@ class Proxy:
             probe="inversion",
             metric="anomaly_index",
             title="Inverted triggers (a proxy)" if self.target is not None else "Inverted triggers",
-            caption="Mask times pattern, and one image with it, by class: "
-            f"{', '.join(self._index(c) for c in shown)}. {first}. A backdoor's trigger is far smaller than the others.",
+            caption="Mask times pattern, and one image with it, by class and anomaly index: "
+            f"{'; '.join(f'{self._named(c)} {float(found.index[c]):.2f}' for c in shown)}. {first}. "
+            "The trigger of a backdoor that is a patch is far smaller than the others.",
             picture=sheet({"trigger": inverted, "image with": stamped}),
         )
 

@@ -80,7 +80,7 @@ NUMBERS = frozenset({"distance", "loss", "t_asr20", "anomaly_index", "mask_l1", 
 """Metrics that are no fractions, and are never written as a percentage."""
 
 STAGES = {
-    "inversion": "Triggers inverted from the suspect (a proxy)",
+    "inversion": "Triggers inverted from the suspect",
     "evaluation": "Before and after purification",
     "change": "Purified against suspect, image by image",
     "retune": "After retuning (RA)",
@@ -162,7 +162,7 @@ def headline(report: Report) -> str:
 
 def is_proxy(report: Report) -> bool:
     """Whether the trigger under audit was inverted from the model, nothing being known of the attacker's."""
-    return anomaly_of(report.findings) is not None
+    return anomaly_of(report.findings) is not None and report.find("o_asr", subject="suspect") is not None
 
 
 def _headline(report: Report) -> str:
@@ -200,7 +200,10 @@ def story(report: Report) -> str:
     if after := report.find("o_asr"):
         parts.append(f"on {figure(after.value)} after it")
     parts += [f"on {figure(f.value)} {_lower(stage(f.probe))}" for f in islice(reactivations(report), 8)]
-    return f"The attack succeeded {_and(parts)}." if parts else "Attack success was not measured."
+    what = (
+        "A trigger inverted from the model, which stands in for the attacker's," if is_proxy(report) else "The attack"
+    )
+    return f"{what} succeeded {_and(parts)}." if parts else "Attack success was not measured."
 
 
 def reactivations(report: Report) -> list[Finding]:

@@ -47,11 +47,15 @@ def doubt(findings: Sequence[Finding], reached: Finding, policy: Policy) -> str:
     low, high = (0.0 if reached.low is None else reached.low), (1.0 if strongest.high is None else strongest.high)
     if low - high > policy.min_excess:
         return ""
-    name = "it on the reference" if strongest.subject == "reference" else f"one {family(strongest)}"
+    name = "it on the reference" if strongest.subject == "reference" else f"one for class {_class(strongest)}"
     return (
         f"; but the trigger was inverted, and {name} reaches {100 * strongest.value:.1f}%, so this may be no more than "
         "an adversarial perturbation"
     )
+
+
+def _class(control: Finding) -> str:
+    return family(control).removeprefix(INVERTED)
 
 
 def caveat(findings: Sequence[Finding], policy: Policy) -> str:

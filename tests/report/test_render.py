@@ -203,6 +203,7 @@ def test_what_rests_on_a_proxy_says_so_first_and_last() -> None:
     proxied = report.model_copy(update={"findings": [*report.findings, index]})
     assert "inverted from the model, not by the attacker's own" in content.headline(proxied)
     assert "inverted from the model, which may not be the attacker's" in content.limits(proxied)[0]
+    assert "inverted from the model, which stands in" in content.story(proxied)
     assert "the inverted trigger reaches" in content.controls(proxied)[0]
     assert "inverted" not in " ".join([content.headline(report), *content.limits(report), *content.controls(report)])
     text = render(proxied, "text")

@@ -114,7 +114,7 @@ PROXY: list[tuple[str, list[Finding], Policy, Verdict, str]] = [
     ("bounds kept, proxy accepted", [*GONE, p_asr(40), NULL, *proxied()], ACCEPTED, "pass", "within the 10.0% allowed"),
     ("accepted, but it never worked", [*GONE, p_asr(40), NULL, *proxied(works=300)], ACCEPTED, "inconclusive", "reaches 30.0% on the suspect itself"),
     ("comes back", [*GONE, p_asr(940), NULL, *proxied()], Policy(), "fail", "by retune (P-ASR) is 94.0%"),
-    ("comes back, so does any class's", [*GONE, p_asr(940), NULL, *proxied(ordinary_p=900)], Policy(), "inconclusive", "one inverted for 5 reaches 90.0%"),
+    ("comes back, so does any class's", [*GONE, p_asr(940), NULL, *proxied(ordinary_p=900)], Policy(), "inconclusive", "one for class 5 reaches 90.0%"),
     ("comes back, class does not stand out", [*GONE, p_asr(940), NULL, *proxied(index=1.9)], Policy(), "inconclusive", "does not stand out (anomaly index 1.90)"),
     ("comes back, but it never worked", [*GONE, p_asr(940), NULL, *proxied(works=300)], Policy(), "inconclusive", "reaches 30.0% on the suspect itself"),
     ("comes back, nothing to compare", [*GONE, p_asr(940, probe="qra"), p_asr(40), *proxied()], Policy(), "inconclusive", "nothing shows what one of an ordinary class"),
