@@ -114,6 +114,8 @@ def audit(
     if (defense is None) == (purified is None):
         raise UsageError("give either a defense to run (--defense NAME) or a purified model (--purified FILE)")
     chosen, chosen_probes = choose(defense, probes, options)
+    if others and not any("others" in probe.wants() for probe in chosen_probes):
+        raise UsageError("--transfer-to: no probe of this audit tries other models; add --probe transfer")
     rules = load_policy(policy)
     opened = open_run(run) if run is not None else None
     with ExitStack() as stack:

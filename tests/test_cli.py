@@ -117,6 +117,11 @@ class TestAudit:
         assert {p.name for p in out.iterdir()} == {"report.json", "report.html", "model.purified.pt", kept}
         assert report["provenance"]["artifacts"] == {kept: hashlib.sha256((out / kept).read_bytes()).hexdigest()}
         assert is_audit(out)
+        (out / "model.safetensors").write_bytes(b"somebody's own")
+        assert not is_audit(out)
+        (out / "model.safetensors").unlink()
+        (out / kept).write_bytes(b"not what the probe left")
+        assert not is_audit(out)
         for form in FORMATS:
             assert call("report", out / "report.json", "--format", form) == 1
             assert capsys.readouterr().out

@@ -332,7 +332,7 @@ def evidence(run: Run, suspect: Classifier) -> Evidence:
 def audited(evidence: Evidence, purified: Classifier | None, *probes: Probe, **policy: Any) -> Report:
     """Audit the clean twin, or what was made of it, under a policy that asks for little: it would pass."""
     rules = Policy(require=["look"], **policy)
-    return audit(evidence, purified=purified, probes=[Look(), *probes], policy=rules)[0]
+    return audit(evidence, purified=purified, probes=[Look(), *probes], policy=rules).report
 
 
 def test_a_sound_audit_passes_with_all_checks_in_order(evidence: Evidence) -> None:
@@ -372,7 +372,8 @@ def test_a_faulty_suspect_ends_the_audit_before_any_work(evidence: Evidence) -> 
             raise AssertionError
 
     faulty = replace(evidence, suspect=altered(evidence.suspect, lambda z: z.softmax(1)))
-    report, purified = audit(faulty, defense=Never(), probes=[Look()])
+    audited = audit(faulty, defense=Never(), probes=[Look()])
+    report, purified = audited.report, audited.purified
     assert (report.verdict, report.findings, purified) == ("inconclusive", [], None)
     assert len(report.reasons) == 1
     assert report.reasons[0].startswith("the suspect model cannot be audited: all its outputs lie in [0, 1]")
@@ -397,7 +398,8 @@ def test_without_a_gradient_queries_are_left_out_and_missed_where_required(evide
     assert "qra was left out: no gradient reaches the purified model's pixels" in report.notes
     assert report.verdict == "pass"
     assert any("no gradient reaches the pixels" in note for note in report.notes)
-    required, _ = audit(evidence, purified=blocked, probes=[Look(), QRA()], policy=Policy(require=["look", "qra"]))
+    rules = Policy(require=["look", "qra"])
+    required = audit(evidence, purified=blocked, probes=[Look(), QRA()], policy=rules).report
     assert required.verdict == "inconclusive"
 
 

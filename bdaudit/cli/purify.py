@@ -43,7 +43,7 @@ def command(
     from dataclasses import asdict
 
     from bdaudit import api, plugins
-    from bdaudit.errors import OutputError
+    from bdaudit.errors import OutputError, one_line
     from bdaudit.flow.audit import purify
     from bdaudit.flow.gather import purification_evidence
     from bdaudit.inputs.files import check_writable
@@ -68,7 +68,8 @@ def command(
             say(f"ORACLE: {defense} uses {name}; a real defender would not have it")
         purified, granted = purify(chosen, evidence, seed)
         api.save(suspect, purified, out, granted, chosen)
-        say("low attack success proves little yet; find out whether it is real: bdaudit audit")
+        say("low attack success proves little yet; to find out whether it is real:")
+        say(f"  bdaudit audit {one_line(model)} --purified {one_line(out)}")
     if as_json:
         row = {
             "out": str(out),

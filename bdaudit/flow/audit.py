@@ -11,8 +11,9 @@ from typing import Any
 
 import torch
 
+from bdaudit.contract import missing_message
 from bdaudit.defenses.base import Defense
-from bdaudit.errors import UsageError
+from bdaudit.errors import MissingInput, PluginError, UsageError
 from bdaudit.flow.evidence import Evidence, settle
 from bdaudit.flow.provenance import describe_evidence, environment
 from bdaudit.flow.selfcheck import caveats, check_model, doubts, other, trusted, unable
@@ -85,6 +86,7 @@ def audit(
         seconds["inversion"] = evidence.proxy.seconds
     checks = list(evidence.checks)
     if not evidence.shortfall:
+        _have_inputs(probes, evidence, reference_defense)
         say("checking that the models can be measured")
         start = clock()
         checks += _given_models(evidence)
@@ -130,6 +132,8 @@ def audit(
             findings += measurement.findings
             shown += measurement.exhibits
             notes += measurement.notes
+            if twice := artifacts.keys() & measurement.artifacts.keys():
+                raise PluginError(f"two probes keep a file {min(twice)}")
             artifacts |= measurement.artifacts
             seconds[probe.name] = clock() - start
 
@@ -147,7 +151,7 @@ def audit(
         "times": {"started": started, "seconds": {k: round(v, 2) for k, v in seconds.items()}},
     }
     report = Report(
-        title=f"Audit: {defense.name if defense else 'a purified model'}",
+        title=_title(defense, inputs or {}),
         verdict=verdict,
         reasons=reasons,
         outcomes=outcomes,
@@ -169,6 +173,23 @@ def fresh_like(model: Classifier, rng: torch.Generator) -> Classifier:
         raise UsageError("the model's architecture is unknown, so no fresh one can be built: give --arch")
     made = fresh(model.arch, model.preprocessing, model.classes, rng)
     return Runtime.of(model.device).place(made)
+
+
+def _title(defense: Defense | None, files: dict[str, Any]) -> str:
+    """Name what was audited: the model's file where it came from one, and the defense or the purified file."""
+    model, purified = (files.get(key, {}).get("name", "") for key in ("model_file", "purified_file"))
+    after = defense.name if defense else purified or "a purified model"
+    return f"Audit: {model}, {after}" if model else f"Audit: {after}"
+
+
+def _have_inputs(probes: Sequence[Probe], evidence: Evidence, reference_defense: Defense | None) -> None:
+    """Say what a probe lacks before any work is spent."""
+    available = evidence.for_probe(evidence.suspect, generator(0))
+    if reference_defense is not None and evidence.trigger is not None:
+        available["reference"] = available["reference"] or evidence.suspect  # one will be made
+    for probe in probes:
+        if missing := [name for name in probe.needs() if available.get(name) is None]:
+            raise MissingInput(missing_message(probe.name, missing[0]))
 
 
 def _given_models(evidence: Evidence) -> list[SelfCheck]:

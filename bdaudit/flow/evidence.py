@@ -18,7 +18,7 @@ from bdaudit.inputs.classifier import Classifier
 from bdaudit.inputs.goal import Goal
 from bdaudit.inputs.pool import UNKNOWN, Pool, distinct, without
 from bdaudit.probes.base import Backdoor
-from bdaudit.report.proxy import INVERTED
+from bdaudit.report.controls import INVERTED
 from bdaudit.report.schema import Granted, Outcome, SelfCheck
 from bdaudit.training.metrics import predict
 
@@ -228,7 +228,7 @@ def from_clean(
     goal = Goal(target, evidence.suspect.num_classes) if target is not None else None
     shares = (0.0, 0.3, 0.35) if tuned_elsewhere else (0.4, 0.2, 0.2)
     tuning, searched, benign, test = clean.shuffled(rng).split(*(int(share * len(clean)) for share in shares))
-    notes = ["the model was purified elsewhere: overlap with the rows that tuned it cannot be ruled out"]
+    notes = [TUNED_ELSEWHERE]
     evidence = replace(evidence, goal=goal, test=test, notes=(*evidence.notes, *(notes if tuned_elsewhere else [])))
     if len(searched) < INVERSION_ROWS or len(test) < min_triggered:
         return replace(

@@ -19,6 +19,7 @@ from bdaudit.flow.suspect import PathLike, Suspect, open_second
 from bdaudit.inputs.classifier import Classifier
 from bdaudit.inputs.goal import Goal
 from bdaudit.inputs.pool import Pool
+from bdaudit.probes.base import THIS
 from bdaudit.training.progress import say
 
 
@@ -122,12 +123,12 @@ def audit_evidence(
 
 
 def open_others(models: Sequence[PathLike | Classifier], suspect: Suspect) -> dict[str, Classifier]:
-    """Open further purified models, each under a name of its own: its file's, numbered where two are the same."""
+    """Open further purified models, each under a name of its own: its file's, with a mark where two are the same."""
     opened: dict[str, Classifier] = {}
     for i, model in enumerate(models):
         name = one_line(Path(model).name, 40) if isinstance(model, str | Path) else f"model {i + 1}"
-        if name in opened:
-            name = f"{name} ({i + 1})"
+        while name in opened or name == THIS:
+            name += "'"
         opened[name] = open_second(model, suspect)
     return opened
 

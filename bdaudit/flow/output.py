@@ -8,7 +8,7 @@ from pathlib import Path
 from bdaudit.errors import InputError
 from bdaudit.inputs.checkpoint import Checkpoint, save_checkpoint
 from bdaudit.inputs.classifier import Classifier
-from bdaudit.inputs.files import visible
+from bdaudit.inputs.files import sha256, visible
 from bdaudit.report.render import render
 from bdaudit.report.schema import Report, is_artifact, read_report
 
@@ -36,11 +36,13 @@ def write_audit(
 
 def is_audit(folder: Path) -> bool:
     """Whether a folder holds an audit and nothing else (and so may be replaced by a new one)."""
-    others = {name for name in visible(folder) - {REPORT, "report.html"} if not is_artifact(name)}
-    if len(others) > 1 or not all(".purified" in name or name == "purified.pt" for name in others):
-        return False
     try:
-        read_report(folder / REPORT)
+        kept = read_report(folder / REPORT).provenance.get("artifacts", {})
     except InputError:
         return False
-    return True
+    others = {
+        name
+        for name in visible(folder) - {REPORT, "report.html"}
+        if not (isinstance(kept, dict) and is_artifact(name) and kept.get(name) == sha256(folder / name))
+    }
+    return len(others) <= 1 and all(".purified" in name or name == "purified.pt" for name in others)

@@ -54,6 +54,10 @@ def describe_evidence(evidence: Evidence) -> dict[str, Any]:
     """Size, hash and origin of everything that an audit was given or cut for itself."""
     pools = {n: getattr(evidence, n) for n in ("clean", "malicious", "train", "benign", "test")}
     described: dict[str, Any] = {"model": describe_model(evidence.suspect), "goal": str(evidence.goal or "unknown")}
+    if evidence.reference is not None:
+        source = evidence.sources.get("reference", "")
+        described["reference"] = describe_model(evidence.reference) | {"source": source}
+    described |= {f"other: {name}": describe_model(model) for name, model in evidence.others.items()}
     described |= {n: describe_pool(p, evidence.sources.get(n, "")) for n, p in pools.items() if p is not None}
     if evidence.backdoor is not None:
         described["evaluation"] = describe_pool(evidence.backdoor.evaluation, evidence.backdoor.source)

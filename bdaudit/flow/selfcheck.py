@@ -82,16 +82,22 @@ def doubts(checks: Sequence[SelfCheck]) -> list[str]:
 def caveats(checks: Sequence[SelfCheck]) -> list[str]:
     """Say what to bear in mind; a control that was left out is missed."""
     said = {"caveat": "", "left-out": "; it was left out"}
-    return [f"the {c.subject} model: {c.detail}{said[c.outcome]}" for c in checks if c.outcome in said]
+    return [
+        (c.detail if c.subject == "images" else f"the {c.subject} model: {c.detail}") + said[c.outcome]
+        for c in checks
+        if c.outcome in said
+    ]
 
 
 def unable(probe: Probe, evidence: Evidence, checks: Sequence[SelfCheck]) -> str:
     """Why a probe could measure nothing here; '' if nothing stands in its way."""
     if probe.through_pixels and any((c.subject, c.name, c.outcome) == ("purified", GRADIENT, "caveat") for c in checks):
         return "no gradient reaches the purified model's pixels"
-    left_out = any(c.outcome == "left-out" and c.subject != "reference" for c in checks)
-    if "others" in probe.needs() and not evidence.others and left_out:
+    left_out = {c.subject for c in checks if c.outcome == "left-out"}
+    if "others" in probe.needs() and not evidence.others and left_out - {"reference"}:
         return "all other models were left out"
+    if "reference" in probe.needs() and evidence.reference is None:
+        return "the reference was left out"
     return ""
 
 

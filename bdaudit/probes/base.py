@@ -24,6 +24,8 @@ from bdaudit.training.loop import Recipe, tune
 PAPER_COUNTS = {"badnets": (5, 25), "blended": (1, 10), "ssba": (10, 35), "lc": (2, 2)}
 """Poisoned images in a retuning set of a thousand: on CIFAR-10, and on CIFAR-100 and Tiny-ImageNet (SS B.2; the last has no LC)."""
 MANY_CLASSES = 100
+THIS = "this model"
+"""What the audited model is called among others."""
 NULL_IMAGES = 1000
 """Test images per null trigger, at most: a control needs no narrower interval than that."""
 STATISTICS_IMAGES = 512

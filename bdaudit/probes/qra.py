@@ -67,7 +67,7 @@ class QRA(Querying):
         picture = Exhibit(
             probe=self.name,
             metric="p_asr",
-            title="Perturbations that reactivate",
+            title="Perturbations that were tried",
             caption="Triggered images, the same after the perturbation, and the difference times 10. "
             f"The generator: {how}.",
             picture=triptych(before, perturb(before)),

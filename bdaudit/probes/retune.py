@@ -32,7 +32,7 @@ class Retune(Retuning):
     quick_options = {"epochs": 1, "draws": 2, "benign_size": 64}
 
     draws: int = option(3, "draws of poisoned images, each its own retuning", cite="cards 4.2", ge=1)
-    control_draws: int = option(1, "draws for the reference and for each null trigger", ge=1)
+    null_draws: int = option(1, "draws for each null trigger", ge=1)
     reference_nulls: bool = option(
         True, "also try null triggers on the reference: shown beside the others, not judged by"
     )
@@ -54,7 +54,7 @@ class Retune(Retuning):
     ) -> Measurement:
         # A folder is read class by class: without a shuffle the first thousand images would lack classes.
         benign = benign.sample(self.benign_size, rng)
-        k = self.count(backdoor, len(benign), self.benign_size)
+        k = self.count(backdoor, len(benign))
         unseen = unseen_backdoors(benign, test, backdoor.goal, spawn(rng)) | dict(backdoor.nulls)
         # Every subject meets the same draws.
         draw_seed, null_seed = spawn(rng).initial_seed(), spawn(rng).initial_seed()
@@ -63,18 +63,18 @@ class Retune(Retuning):
         real: dict[Subject, list[Rate]] = {}
         nulls: dict[str, list[Rate]] = {}
 
-        subjects: list[tuple[Subject, Classifier, int]] = [("purified", purified, self.draws)]
+        subjects: list[tuple[Subject, Classifier]] = [("purified", purified)]
         if reference is not None:
-            subjects.append(("reference", reference, self.control_draws))
-        for subject, model, draws in subjects:
-            runs = self._runs(model, benign, backdoor, k, draws, draw_seed, f"retune {subject}")
+            subjects.append(("reference", reference))
+        for subject, model in subjects:
+            runs = self._runs(model, benign, backdoor, k, self.draws, draw_seed, f"retune {subject}")
             real[subject] = [asr[-1] for asr, _ in runs]
             findings.append(rate_finding(self.name, subject, "p_asr", real[subject]))
             findings.append(rate_finding(self.name, subject, "p_c_acc", [accuracy(m, test) for _, m in runs]))
             curves[subject] = _mean_curve([asr for asr, _ in runs])
             for family, null in unseen.items() if subject == "purified" or self.reference_nulls else ():
                 what = f"retune {subject}, null {family}"
-                runs = self._runs(model, benign, null, k, self.control_draws, null_seed, what)
+                runs = self._runs(model, benign, null, k, self.null_draws, null_seed, what)
                 reached = [asr[-1] for asr, _ in runs]
                 findings.append(rate_finding(self.name, "null", "p_asr", reached, f"{family} on {subject}"))
                 if subject == "purified":
@@ -123,6 +123,11 @@ class Retune(Retuning):
 
     def _notes(self, benign: Pool, backdoor: Backdoor, k: int, reference: Classifier | None) -> list[str]:
         notes = []
+        if not backdoor.attack and self.preset == "auto" and not self.poisoned:
+            notes.append(
+                "retune: which attack it is is not known, so BadNets' count of poisoned images was taken; for a blended "
+                "trigger it is high (-o retune.preset=blended, or retune.poisoned=N, says otherwise)"
+            )
         if len(benign) < self.benign_size:
             notes.append(
                 f"retune: {len(benign)} benign images were at hand instead of {self.benign_size}, so {k} of them {'was' if k == 1 else 'were'} poisoned"

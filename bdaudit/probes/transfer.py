@@ -9,14 +9,12 @@ import torch
 from bdaudit.hookspecs import hookimpl
 from bdaudit.inputs.classifier import Classifier
 from bdaudit.inputs.pool import Pool
-from bdaudit.probes.base import Backdoor, Probe
+from bdaudit.probes.base import THIS, Backdoor, Probe
 from bdaudit.probes.queries import Querying
 from bdaudit.report.schema import Finding, Measurement
 from bdaudit.report.statistics import rate_finding
 from bdaudit.runtime import spawn
 from bdaudit.training.metrics import attack_rates
-
-THIS = "this model"
 
 
 class Transfer(Querying):

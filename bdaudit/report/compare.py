@@ -6,7 +6,6 @@ leaves the markup to the renderers.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
@@ -15,6 +14,7 @@ from typing import Any
 
 from bdaudit.report import tables
 from bdaudit.report.content import (
+    LISTED,
     NUMBERS,
     ROWS,
     STAGES_SHOWN,
@@ -30,6 +30,7 @@ from bdaudit.report.content import (
     stage,
     subject,
 )
+from bdaudit.report.controls import newcombe
 from bdaudit.report.schema import Finding, Report
 from bdaudit.report.tables import Table
 
@@ -183,6 +184,8 @@ def bars(compared: Sequence[Audit], limit: int = 24) -> list[Bar]:
 
 def difference(a: Finding, b: Finding) -> str:
     """Write b - a: in points with an interval if both are rates over images, else without one."""
+    if a.metric.endswith("_p"):
+        return ""  # the difference of two p-values is no figure
     if a.metric in NUMBERS or max(abs(a.value), abs(b.value)) > 1:
         return f"{b.value - a.value:+.3g}"
     text = f"{100 * (b.value - a.value):+.1f}"
@@ -192,25 +195,14 @@ def difference(a: Finding, b: Finding) -> str:
     return f"{text} [{100 * low:+.1f}, {100 * high:+.1f}]"
 
 
-def newcombe(one: Finding, other: Finding) -> tuple[float, float]:
-    """95% interval for one - other, two independent proportions, from the Wilson interval of each.
-
-    Newcombe, Statistics in Medicine 17 (1998), p. 873, method 10.
-    """
-    assert one.low is not None and one.high is not None and other.low is not None and other.high is not None
-    gap = one.value - other.value
-    return (
-        gap - math.hypot(one.value - one.low, other.high - other.value),
-        gap + math.hypot(one.high - one.value, other.value - other.low),
-    )
-
-
 _KINDS: list[Kind] = ["attack", "reference", "null"]
 
 _CONDITIONS: dict[str, Callable[[Report], object]] = {
     "the suspect model": lambda r: _hash(r.inputs, "model", "weights_sha256"),
     "the images for clean accuracy": lambda r: _hash(r.inputs, "test", "sha256"),
     "the images for attack success": lambda r: _hash(r.inputs, "evaluation", "sha256"),
+    "the images to retune with": lambda r: _hash(r.inputs, "reactivation", "sha256"),
+    "the reference": lambda r: _hash(r.inputs, "reference", "weights_sha256") or "none",
     "what the attack aims at": lambda r: _hash(r.inputs, "goal"),
     "the policy": lambda r: r.policy,
 }
@@ -242,7 +234,7 @@ def _is_rate(f: Finding) -> bool:
 
 def _recorded(report: Report) -> Iterator[tuple[str, str]]:
     kept: dict[str, Any] = {k: v for k, v in report.provenance.items() if k != "times"}
-    yield from tables.flatten({"inputs": report.inputs} | kept)
+    yield from islice(tables.flatten({"inputs": report.inputs} | kept), LISTED)
 
 
 def _varies(row: Sequence[str]) -> bool:

@@ -236,7 +236,8 @@ def _controls(report: Report, real: Finding) -> str:
     least = min(comparisons(report.findings, real), key=lambda c: c.low)
     text = f"{start}. The same treatment reaches {'; '.join(parts)}. "
     interval = f" [{_points(least.low)}, {_points(least.high)}]" if least.low < least.high else ""
-    text += f"The excess over these controls (of the never-seen triggers, over the weakest) is {_points(least.value)}"
+    which = "weakest" if references else "strongest, as there is no reference"
+    text += f"The excess over these controls (of the never-seen triggers, over the {which}) is {_points(least.value)}"
     text += f"{interval} points; below {_points(report.policy.min_excess)} it is not taken for reactivation."
     if is_proxy(report):
         text += " Since the trigger is a proxy, it counts only by what it exceeds those inverted for ordinary classes."
@@ -332,7 +333,7 @@ def map_words(exhibit: Exhibit) -> str:
     *others, (last, middle) = [
         (name, [math.fsum(finite(p[i]) for p in places) / len(places) for i in (0, 1)]) for name, places in groups
     ]
-    if len(others) > 1:
+    if len(others) > 2:  # of two, one is nearer whatever there is to see
         nearest = min(others, key=lambda other: math.dist(other[1], middle))[0]
         text += f" On the map the middle of “{last}” lies nearest to that of “{nearest}”."
     return text

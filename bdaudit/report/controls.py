@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from bdaudit.report.schema import Finding
 
 CLEAN = "clean images"
+INVERTED = "inverted for "
+"""How the names of controls begin that are inverted triggers themselves, of classes that do not stand out."""
 
 
 @dataclass(frozen=True)
 class Comparison:
     """By how much a reactivation exceeds one control; low and high: its 95% interval.
 
-    low and high are the value itself where a probe reported no row `excess` for this control.
+    Where a probe reported no row `excess` for this control, the interval is that of two independent proportions.
     """
 
     control: Finding
@@ -32,14 +35,18 @@ def controls_of(findings: Sequence[Finding], probe: str) -> tuple[list[Finding],
     return references, nulls, cleans
 
 
-def comparisons(findings: Sequence[Finding], p_asr: Finding) -> list[Comparison]:
-    """Hold a reactivation against the reference, against the weakest null trigger, and against clean images.
+def comparisons(findings: Sequence[Finding], p_asr: Finding, *, referenced: bool = True) -> list[Comparison]:
+    """Hold a reactivation against the reference, against one null trigger, and against clean images.
 
-    The weakest, since a residue may answer to a whole family of triggers: one null that jumps explains nothing.
+    Beside a reference the weakest null counts, since a residue may answer to a whole family of triggers, and one null
+    that jumps explains nothing. Without one the strongest does: nothing else tells which triggers any model learns.
+    Triggers that were inverted from the model are held against one another elsewhere (`report.proxy`).
+    referenced: whether the reference may be believed.
     """
     references, nulls, cleans = controls_of(findings, p_asr.probe)
-    named = [(f, "reference") for f in references]
-    named += [(f, family(f)) for f in sorted(nulls, key=lambda f: f.value)[:1]]
+    named = [(f, "reference") for f in references if referenced]
+    nulls = [f for f in nulls if not family(f).startswith(INVERTED)]
+    named += [(f, family(f)) for f in sorted(nulls, key=lambda f: f.value, reverse=not named)[:1]]
     named += [(f, CLEAN) for f in cleans]
     rows = {f.variant: f for f in findings if (f.probe, f.metric) == (p_asr.probe, "excess")}
     return [_comparison(control, p_asr, rows.get(f"over {name}")) for control, name in named]
@@ -52,6 +59,20 @@ def family(null: Finding) -> str:
 
 def _comparison(control: Finding, p_asr: Finding, row: Finding | None) -> Comparison:
     if row is None or row.low is None or row.high is None:
-        difference = p_asr.value - control.value
-        return Comparison(control, difference, difference, difference)
+        return Comparison(control, p_asr.value - control.value, *newcombe(p_asr, control))
     return Comparison(control, row.value, row.low, row.high)
+
+
+def newcombe(one: Finding, other: Finding) -> tuple[float, float]:
+    """95% interval for one - other, two independent proportions, from the Wilson interval of each.
+
+    Newcombe, Statistics in Medicine 17 (1998), p. 873, method 10. A rate without an interval may be anything.
+    """
+    (one_low, one_high), (low, high) = (
+        (0.0 if f.low is None else f.low, 1.0 if f.high is None else f.high) for f in (one, other)
+    )
+    gap = one.value - other.value
+    return (
+        gap - math.hypot(one.value - one_low, high - other.value),
+        gap + math.hypot(one_high - one.value, other.value - low),
+    )

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from bdaudit.report.controls import family
+from bdaudit.report.controls import INVERTED, family
 from bdaudit.report.schema import Finding, Policy
 
 ANOMALY = 2.0
 """The anomaly index above which a class stands out: beyond 95% of a normal distribution (cards 2.14)."""
-INVERTED = "inverted for "
-"""How the names of controls begin that are inverted triggers themselves, of classes that do not stand out."""
 WORKS = 0.5
 """A stand-in that reaches less than this on the suspect itself stands for nothing."""
 
@@ -60,8 +58,11 @@ def _class(control: Finding) -> str:
 
 def caveat(findings: Sequence[Finding], policy: Policy) -> str:
     """Say why bounds that a proxy keeps clear no model; '' where the policy accepts it, or where there is no proxy."""
-    if anomaly_of(findings) is None:
+    index = anomaly_of(findings)
+    if index is None:
         return ""
+    if index <= ANOMALY:
+        return f"the trigger was inverted for a class that does not stand out (anomaly index {index:.2f})"
     if not policy.accept_proxy:
         return (
             "the trigger was inverted from the model: keeping the bounds on a proxy does not clear the model "

@@ -47,12 +47,17 @@ class Finding(_Document):
 
     probe: str = Field(description="What measured it: `evaluation`, or a probe's name.")
     subject: Subject = Field(
-        description="Whose figure it is; `null`: a model retuned or queried with a trigger it never saw."
+        description="Whose figure it is; `null`: that of a trigger which is not in the model (never seen, or inverted)."
     )
-    metric: str = Field(description="c_acc, asr, robust_acc, der; o_ before reactivation, p_ after it.")
+    metric: str = Field(
+        description="c_acc, asr, robust_acc, der, o_ before reactivation, p_ after it; c_asr and excess of a reactivation; "
+        "*_change and *_mcnemar_p of purified against suspect; what else a probe measures (docs/report.md)."
+    )
     value: float = Field(description="A fraction, unless the metric is a number of another kind; the mean over seeds.")
-    low: float | None = Field(description="Lower end of the 95% Wilson interval over n images.")
-    high: float | None = Field(description="Upper end of the 95% Wilson interval over n images.")
+    low: float | None = Field(
+        description="Lower end of the 95% interval over n images: Wilson's for a rate, others as docs/report.md says."
+    )
+    high: float | None = Field(description="Upper end of the same interval.")
     n: int | None = Field(description="Images that count.")
     seeds: int = Field(1, description="Independent repetitions (draws of poison rows) behind the mean.")
     spread: float | None = Field(None, description="Standard deviation over the seeds, apart from sampling error.")

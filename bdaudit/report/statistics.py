@@ -16,6 +16,7 @@ from bdaudit.training.metrics import Rate
 Z = float(norm.ppf(0.975))
 """Two-sided 95%."""
 
+BLOCK = 1 << 22
 REPLICATES = 2000
 """Of a bootstrap: its ends then move by about a tenth of a standard error from seed to seed."""
 
@@ -127,19 +128,22 @@ def excess(
 
     Two levels are resampled: the draws (each a retuning of its own) and the images (the same for all draws of one
     side). The spread of k draws is scaled by sqrt(k / (k - 1)), without which few draws look too certain (Rao and
-    Wu 1988); one draw tells nothing of that spread, so the interval is then over images alone. paired: both sides
-    were measured on the same images and from the same draws, which are then resampled together as far as they go.
+    Wu 1988). A single draw tells nothing of that spread, so it is taken to spread as the other side's do, if that has
+    several; else the interval is over images alone. paired: both sides were measured on the same images and from the
+    same draws, which are then resampled together as far as they go.
     """
     rng = np.random.default_rng(seed)
     sides = [np.stack([np.asarray(r.hits, dtype=np.float32) for r in rates]) for rates in (real, control)]
     value = float(sides[0].mean() - sides[1].mean())
-    images = [_weights(len(sides[0][0]), rng)]
-    images.append(images[0] if paired and sides[0].shape[1] == sides[1].shape[1] else _weights(len(sides[1][0]), rng))
-    draws = [_weights(len(side), rng) for side in sides]
-    if paired and len(sides[0]) == len(sides[1]):
-        draws[1] = draws[0]
-    replicates = [_replicate(*parts) for parts in zip(sides, images, draws, strict=True)]
-    low, high = np.quantile(replicates[0] - replicates[1], (0.025, 0.975))
+    # In blocks, since a weight for each image and replicate would take gigabytes where images are many.
+    block = max(1, BLOCK // max(side.shape[1] for side in sides))
+    difference = np.concatenate(
+        [_differences(sides, min(block, REPLICATES - i), paired, rng) for i in range(0, REPLICATES, block)]
+    )
+    if 1 in (counts := [len(side) for side in sides]) and max(counts) > 1:
+        several = sides[counts.index(max(counts))].mean(1)
+        difference = difference + rng.normal(0, several.std(ddof=1), REPLICATES)
+    low, high = np.quantile(difference, (0.025, 0.975))
     return value, min(float(low), value), max(float(high), value)
 
 
@@ -161,9 +165,21 @@ def excess_finding(
     )
 
 
-def _weights(n: int, rng: np.random.Generator) -> NDArray[np.float32]:
-    """How often each of n things is drawn in each replicate, as shares: (REPLICATES, n)."""
-    return (rng.multinomial(n, np.full(n, 1 / n), size=REPLICATES) / n).astype(np.float32)
+def _differences(
+    sides: Sequence[NDArray[np.float32]], count: int, paired: bool, rng: np.random.Generator
+) -> NDArray[np.float32]:
+    """Resample both sides so many times, and return by how much the first exceeds the second."""
+    images, draws = ([_weights(side.shape[axis], count, rng) for side in sides] for axis in (1, 0))
+    for weights in (images, draws):
+        if paired and weights[0].shape == weights[1].shape:
+            weights[1] = weights[0]
+    first, second = (_replicate(*parts) for parts in zip(sides, images, draws, strict=True))
+    return first - second
+
+
+def _weights(n: int, count: int, rng: np.random.Generator) -> NDArray[np.float32]:
+    """How often each of n things is drawn in each replicate, as shares: (count, n)."""
+    return (rng.multinomial(n, np.full(n, 1 / n), size=count) / n).astype(np.float32)
 
 
 def _replicate(

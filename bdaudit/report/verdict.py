@@ -9,14 +9,19 @@ from bdaudit.report.controls import Comparison, comparisons
 from bdaudit.report.schema import Finding, Policy, Verdict
 from bdaudit.report.statistics import images_needed
 
+ROUNDING = 1e-9
+"""What subtracting two rates may add to a difference."""
+
 
 def judge(
     findings: Sequence[Finding], policy: Policy, shortfall: str = "", doubts: Sequence[str] = ()
 ) -> tuple[Verdict, list[str], list[Verdict]]:
     """Decide pass, fail or inconclusive, with a reason and an outcome for every check, the decisive ones first.
 
-    A bound is broken when the whole interval lies above it, kept when the whole interval lies below it,
-    and undecided otherwise. Any broken bound fails; any undecided one makes the rest inconclusive.
+    A bound on attack success is broken when the whole interval lies above it, kept when the whole interval lies below
+    it, and undecided otherwise. Accuracy is lost when the whole interval of the loss lies above its bound, kept when the
+    measured loss does not exceed it, and undecided in between. Any broken bound fails; any undecided one makes the rest
+    inconclusive.
     shortfall: why nothing could be measured at all; then there is nothing else to judge. doubts: why nothing may
     pass, although it was measured. Where the trigger is a proxy (findings of the stage `inversion`), a broken bound
     fails only if no inverted trigger would break it anyway, and kept bounds pass only if the policy accepts a proxy.
@@ -53,17 +58,20 @@ def judge(
     else:
         change = _find(findings, "change", "purified", "c_acc_change")
         drop = before.value - after.value
-        at_least = -change.high if change is not None and change.high is not None else drop
+        at_least, at_most = drop, drop
+        if change is not None and change.low is not None and change.high is not None:
+            at_least, at_most = -change.high, -change.low
         text = f"clean accuracy went from {percent(before.value)} to {percent(after.value)}"
         if min(before.n or 0, after.n or 0) < policy.min_triggered:
             undecided.append(
                 f"{text} on {after.n} images: too few to judge, at least {policy.min_triggered} are needed"
             )
-        elif at_least > policy.max_accuracy_drop:
+        elif at_least > policy.max_accuracy_drop + ROUNDING:
             failed.append(f"{text}, more than the {percent(policy.max_accuracy_drop)} allowed")
-        elif drop > policy.max_accuracy_drop:
+        elif drop > policy.max_accuracy_drop + ROUNDING:
             undecided.append(
-                f"{text}: a loss of the {percent(policy.max_accuracy_drop)} allowed lies inside its interval"
+                f"{text}: a loss of the {percent(policy.max_accuracy_drop)} allowed lies inside its interval, from "
+                f"{points(at_least)} to {points(at_most)} points; more test images would settle it"
             )
         else:
             passed.append(text)
@@ -71,13 +79,16 @@ def judge(
     for probe in dict.fromkeys([*policy.require, *(f.probe for f in findings)]):
         p_asr = _find(findings, probe, "purified", "p_asr")
         if p_asr is None:
-            if probe in policy.require:
+            if probe in policy.require and not any(f.probe == probe for f in findings):
                 undecided.append(f"the probe {probe}, which the policy requires, gave no figure")
             continue
         text = f"attack success after reactivation by {probe} (P-ASR)"
         doubt = _doubt(findings, p_asr, policy)
         if (p_asr.low or 0.0) <= policy.max_p_asr or doubt is None or (p_asr.n or 0) < policy.min_triggered:
-            bucket(text, p_asr, policy.max_p_asr)
+            if unsettled := _unexplained(findings, p_asr, policy):
+                undecided.append(f"{text} is {percent(p_asr.value)}, but {unsettled}")
+            else:
+                bucket(text, p_asr, policy.max_p_asr)
             continue
         name, reached = _named(doubt.control), percent(doubt.control.value)
         seen = f"{text} is {percent(p_asr.value)}, but {name} reaches {reached}"
@@ -126,11 +137,29 @@ def _doubt(findings: Sequence[Finding], p_asr: Finding, policy: Policy) -> Compa
 
     It stands out where the whole interval of the excess lies above the policy's bound.
     """
-    # A reference that answers to the trigger before anything is reactivated is none.
-    before = _find(findings, "evaluation", "reference", "o_asr")
-    sound = before is None or (1.0 if before.high is None else before.high) <= policy.max_o_asr
-    held_against = [c for c in comparisons(findings, p_asr) if sound or c.control.subject != "reference"]
+    held_against = comparisons(findings, p_asr, referenced=_sound(findings, policy))
     return next((c for c in held_against if c.low <= policy.min_excess), None)
+
+
+def _unexplained(findings: Sequence[Finding], p_asr: Finding, policy: Policy) -> str:
+    """Say why a reactivation above its bound may be new learning though no control reached it; '' where it may not.
+
+    The attack never worked on the suspect, and no reference shows what the same treatment teaches a clean model.
+    """
+    before = _find(findings, "evaluation", "suspect", "o_asr")
+    never = before is not None and before.high is not None and before.high <= policy.max_o_asr
+    referenced = _sound(findings, policy) and any(
+        (f.probe, f.subject, f.metric) == (p_asr.probe, "reference", "p_asr") for f in findings
+    )
+    if (p_asr.low or 0.0) <= policy.max_p_asr or not never or referenced:
+        return ""
+    return "the attack did not work on the suspect either, and no reference shows what any model would learn: give --reference"
+
+
+def _sound(findings: Sequence[Finding], policy: Policy) -> bool:
+    """Whether the reference may be believed: one that answers to the trigger before any reactivation is none."""
+    before = _find(findings, "evaluation", "reference", "o_asr")
+    return before is None or (1.0 if before.high is None else before.high) <= policy.max_o_asr
 
 
 def _named(control: Finding) -> str:

@@ -11,6 +11,7 @@ from reports import HOSTILE, audited, empty, hostile, huge, row
 from bdaudit.errors import UsageError
 from bdaudit.report import compare
 from bdaudit.report.content import clean
+from bdaudit.report.controls import newcombe
 from bdaudit.report.formats import SIDE_BY_SIDE, Format
 from bdaudit.report.render import render_side_by_side
 from bdaudit.report.schema import Finding, Policy, Report
@@ -20,6 +21,7 @@ INPUTS: dict[str, Any] = {
     "model": {"weights_sha256": "aa" * 32},
     "test": {"n": 1000, "sha256": "bb" * 32},
     "evaluation": {"n": 900, "sha256": "cc" * 32},
+    "reactivation": {"n": 100, "sha256": "ee" * 32},
     "goal": "all-to-one, target 0",
 }
 
@@ -49,7 +51,7 @@ def test_the_interval_of_a_difference_is_newcombes(
     one: tuple[int, int], other: tuple[int, int], low: float, high: float
 ) -> None:
     """The worked examples of Newcombe (1998), table II, method 10."""
-    assert compare.newcombe(share(*one), share(*other)) == pytest.approx((low, high), abs=1e-4)
+    assert newcombe(share(*one), share(*other)) == pytest.approx((low, high), abs=1e-4)
 
 
 def test_the_interval_covers_the_truth_and_is_wide_where_images_are_shared() -> None:
@@ -59,7 +61,7 @@ def test_the_interval_covers_the_truth_and_is_wide_where_images_are_shared() -> 
     apart = rng.random((2, trials, n))
     for draws, least, most in ((apart, 0.935, 0.965), (np.stack([apart[0], apart[0]]), 0.985, 1.0)):
         pairs = zip((draws[0] < p).sum(1), (draws[1] < q).sum(1), strict=True)
-        intervals = np.array([compare.newcombe(share(a, n), share(b, n)) for a, b in pairs])
+        intervals = np.array([newcombe(share(a, n), share(b, n)) for a, b in pairs])
         hits = ((intervals[:, 0] <= p - q) & (p - q <= intervals[:, 1])).sum()
         assert least <= hits / trials <= most
 
@@ -95,6 +97,8 @@ def test_figures_of_one_audit_alone_are_named() -> None:
         ({"inputs": INPUTS | {"model": {"weights_sha256": "dd" * 32}}}, "B differs from A in the suspect model."),
         ({"inputs": INPUTS | {"test": {"sha256": "dd" * 32}}}, "B differs from A in the images for clean accuracy."),
         ({"inputs": INPUTS | {"evaluation": {"sha256": "dd" * 32}}}, "B differs from A in the images for attack success."),
+        ({"inputs": INPUTS | {"reactivation": {"sha256": "dd" * 32}}}, "B differs from A in the images to retune with."),
+        ({"inputs": INPUTS | {"reference": {"weights_sha256": "dd" * 32}}}, "B differs from A in the reference."),
         ({"inputs": INPUTS | {"goal": "all-to-all"}}, "B differs from A in what the attack aims at."),
         ({"policy": Policy(max_p_asr=0.3)}, "B differs from A in the policy."),
         ({"provenance": {"probes": {"retune": {"epochs": 1}}}}, "The options of the probe retune are not the same in A, B."),

@@ -56,7 +56,11 @@ def test_a_map_is_told_in_words_wherever_it_cannot_be_seen() -> None:
     """The drawing's description, text and Markdown say who is on the map and whom the triggered images lie among."""
     said = map_words(FEATURES)
     assert "triggered images, 50" in said
-    assert said.endswith("“triggered images” lies nearest to that of “clean images of class 0, the target”.")
+    assert "lies nearest" not in said  # of two groups one is nearer whatever there is to see
+    third = FEATURES.points | {"clean images of class 1": [(90.0, 90.0)]}
+    groups = {k: third[k] for k in sorted(third)}  # triggered images come last
+    more = map_words(FEATURES.model_copy(update={"points": groups}))
+    assert more.endswith("“triggered images” lies nearest to that of “clean images of class 0, the target”.")
     root = ET.fromstring(map_chart(FEATURES, "k"))
     assert [e.text for e in root if e.tag in ("title", "desc")] == [FEATURES.title, said]
     for format in ("text", "markdown"):

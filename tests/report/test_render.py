@@ -215,13 +215,14 @@ def test_a_null_that_jumps_is_named() -> None:
     """A residue that answers to a whole family of triggers is a finding of its own."""
     findings = [
         row("retune", "purified", "p_asr", 0.99),
+        row("retune", "reference", "p_asr", 0.02),
         row("retune", "null", "p_asr", 0.98, variant="noise on purified"),
         row("retune", "null", "p_asr", 0.97, variant="patch on reference"),
         row("retune", "null", "p_asr", 0.03, variant="stripes on purified"),
     ]
     (sentence,) = content.controls(empty().model_copy(update={"findings": findings}))
     assert "Never-seen trigger jumps as well (noise)" in sentence
-    assert "is 96.0 points" in sentence
+    assert "(of the never-seen triggers, over the weakest) is 96.0 [93.9, 97.8] points" in sentence
     assert "patch" not in sentence
 
 

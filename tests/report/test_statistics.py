@@ -161,9 +161,24 @@ class TestExcess:
     def test_few_draws_are_not_too_certain(self) -> None:
         """The standard error of a mean of k draws is s / sqrt(k), s over k - 1: the plain bootstrap falls short of it."""
         sure = [hits((round(1000 * r), True), (1000 - round(1000 * r), False)) for r in (0.4, 0.5, 0.6)]
-        _, low, high = excess(sure, [hits((1000, False))])
+        _, low, high = excess(sure, [hits((1000, False))] * 3)
         expected = 1.96 * math.sqrt(0.1**2 / 3 + 0.5 * 0.5 / 1000 * 0.5)
         assert (high - low) / 2 == pytest.approx(expected, rel=0.2)
+
+    def test_a_control_of_one_draw_spreads_as_the_others_do(self) -> None:
+        """Three draws between 30 and 70% say how far a single one may be off."""
+        real = self.draws(0.3, 0.5, 0.7, n=1000)
+        [once] = self.draws(0.5, n=1000, seed=5)
+        three, one = excess(real, [once, once, once]), excess(real, [once])
+        assert one[2] - one[1] > 1.5 * (three[2] - three[1])
+
+    def test_blocks_change_nothing_but_memory(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        real, control = self.draws(0.6, 0.5, 0.4), self.draws(0.1)
+        whole = excess(real, control)
+        monkeypatch.setattr("bdaudit.report.statistics.BLOCK", 400 * 300)
+        parts = excess(real, control)
+        assert parts[0] == whole[0]
+        assert parts[1:] == pytest.approx(whole[1:], abs=0.02)
 
     def test_pairing_counts_what_both_sides_share_once(self) -> None:
         """Against itself, on the same images and draws, nothing exceeds anything, for sure."""
@@ -178,7 +193,7 @@ class TestExcess:
         held = 0
         for i in range(100):
             levels = (0.5 + 0.08 * torch.randn(8, generator=truth)).tolist()
-            _, low, high = excess(self.draws(*levels, n=300, seed=2 * i), self.draws(0.2, n=300, seed=2 * i + 1))
+            _, low, high = excess(self.draws(*levels, n=300, seed=2 * i), self.draws(*[0.2] * 8, n=300, seed=2 * i + 1))
             held += low <= 0.3 <= high
         assert 87 <= held <= 99
 

@@ -46,6 +46,8 @@ def change(value: float, low: float, high: float) -> Finding:
 
 
 REFERENCE = p_asr(300, subject="reference")
+CLEAN_TWIN = p_asr(30, subject="reference")
+NEVER = rate("evaluation", "suspect", "o_asr", 20)
 LOST = [ACCURACY[0], rate("evaluation", "purified", "c_acc", 830), LOW_O_ASR, p_asr(40)]
 
 TABLE: list[tuple[str, list[Finding], Verdict, str]] = [
@@ -61,7 +63,12 @@ TABLE: list[tuple[str, list[Finding], Verdict, str]] = [
     ("no retuning", GONE, "inconclusive", "retune, which the policy requires, gave no figure"),
     ("no accuracy", [LOW_O_ASR, p_asr(40)], "inconclusive", "clean accuracy was not measured"),
     ("null jumps as well", [*GONE, p_asr(990), rate("retune", "null", "p_asr", 980, variant="noise on purified")], "inconclusive", "too strong"),
-    ("one null stays low", [*GONE, p_asr(990), rate("retune", "null", "p_asr", 980, variant="noise on purified"), NULL], "fail", "is 99.0%"),
+    ("one null stays low", [*GONE, p_asr(990), CLEAN_TWIN, rate("retune", "null", "p_asr", 980, variant="noise on purified"), NULL], "fail", "is 99.0%"),
+    ("without a reference the strongest null counts", [*GONE, p_asr(990), rate("retune", "null", "p_asr", 980, variant="noise on purified"), NULL], "inconclusive", "too strong"),
+    ("above the strongest null as well", [*GONE, p_asr(930), rate("retune", "null", "p_asr", 430, variant="noise on purified"), NULL], "fail", "is 93.0%"),
+    ("new to the suspect too, no reference", [*GONE, NEVER, p_asr(460), NULL], "inconclusive", "did not work on the suspect either"),
+    ("new to the suspect too, reference learns nothing", [*GONE, NEVER, p_asr(460), CLEAN_TWIN, NULL], "fail", "is 46.0%"),
+    ("few images, no row of the excess", [*GONE, p_asr(12, 25), p_asr(10, 25, subject="reference")], "inconclusive", "that count lie inside the interval"),
     ("reference jumps as well", [*GONE, p_asr(990), p_asr(985, subject="reference")], "inconclusive", "too strong"),
     ("reference learns as much", [*GONE, p_asr(280), p_asr(270, subject="reference")], "pass", "allowed"),
     ("null on the reference is no control", [*GONE, p_asr(990), rate("retune", "null", "p_asr", 980, variant="x on reference")], "fail", "is 99.0%"),
@@ -75,7 +82,7 @@ TABLE: list[tuple[str, list[Finding], Verdict, str]] = [
     ("excess around what counts", [*GONE, p_asr(420), REFERENCE, gain(0.12, 0.03, 0.21, "reference")], "inconclusive", "12.0 [3.0, 21.0] points"),
     ("points alone would say enough", [*GONE, p_asr(450), REFERENCE, gain(0.15, 0.05, 0.3, "reference")], "inconclusive", "10.0 that count"),
     ("excess surely below what counts", [*GONE, p_asr(320), REFERENCE, gain(0.02, -0.05, 0.08, "reference")], "pass", "new learning"),
-    ("excess over another null does not count", [*GONE, p_asr(600), NULL, gain(0.57, 0.5, 0.6, "patch"), rate("retune", "null", "p_asr", 580, variant="noise on purified"), gain(0.02, -0.1, 0.1, "noise")], "fail", "is 60.0%"),
+    ("excess over another null does not count", [*GONE, p_asr(600), CLEAN_TWIN, NULL, gain(0.57, 0.5, 0.6, "patch"), rate("retune", "null", "p_asr", 580, variant="noise on purified"), gain(0.02, -0.1, 0.1, "noise")], "fail", "is 60.0%"),
     ("excess over the weakest null in doubt", [*GONE, p_asr(260), rate("retune", "null", "p_asr", 130, variant="patch on purified"), gain(0.13, 0.02, 0.2, "patch")], "inconclusive", "13.0 [2.0, 20.0] points"),
     ("accuracy surely lost", [*LOST, change(-0.06, -0.07, -0.052)], "fail", "more than the 5.0%"),
     ("accuracy perhaps lost", [*LOST, change(-0.06, -0.08, -0.04)], "inconclusive", "lies inside its interval"),
@@ -183,3 +190,16 @@ def test_a_doubt_keeps_a_report_from_passing_but_not_from_failing() -> None:
     assert (verdict, reasons[0], outcomes[0]) == ("inconclusive", "it is random", "inconclusive")
     verdict, reasons, outcomes = judge(back, Policy(), doubts=["it is random"])
     assert (verdict, reasons[1], outcomes[:2]) == ("fail", "it is random", ["fail", "inconclusive"])
+
+
+def test_a_loss_of_exactly_what_is_allowed_is_no_more() -> None:
+    """0.99 - 0.94 is 0.05 and a rounding error."""
+    accuracy = [rate("evaluation", "suspect", "c_acc", 99, 100), rate("evaluation", "purified", "c_acc", 94, 100)]
+    assert decide([*accuracy, LOW_O_ASR, p_asr(40)])[0] == "pass"
+
+
+def test_a_required_probe_that_looks_and_does_not_reactivate_is_met_by_what_it_saw() -> None:
+    seen = rate("features", "purified", "near_target", 40)
+    policy = Policy(require=["retune", "features"])
+    assert decide([*GONE, p_asr(40), seen], policy)[0] == "pass"
+    assert decide([*GONE, p_asr(40)], policy)[0] == "inconclusive"
