@@ -88,7 +88,7 @@ class Retune(Retuning):
             probe=self.name,
             metric="p_asr",
             title="Attack success while the model is retuned",
-            caption=f"{k} poisoned images among {len(benign)}; mean of {self.draws} draws. "
+            caption=f"Poisoned: {k} of {len(benign)} images; mean over draws: {self.draws}. "
             "Null triggers were never seen by the model: they show what any model learns from so few images.",
             x_label="epoch",
             y_label="attack success rate",

@@ -57,12 +57,14 @@ def render(report: Report) -> str:
         shown = _shown(e, f"exhibit{i}")
         group = groups.setdefault(e.probe, Group(content.stage(e.probe), []))
         group.exhibits.append(shown._replace(chart=Markup(shown.chart)))
+    bars = content.bars(report)
     return _template("report.html").render(
         report=report,
         content=content,
         tables=tables,
         title=clean(report.title),
-        chart=Markup(charts.bar_chart(content.bars(report), "rates")),  # our own SVG, its texts escaped
+        chart=Markup(charts.bar_chart(bars, "rates")),  # our own SVG, its texts escaped
+        kinds={bar.kind for bar in bars},
         groups=list(groups.values()),
         exhibits_left_out=max(0, len(report.exhibits) - EXHIBITS),
         icons=ICONS,

@@ -10,13 +10,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from bdaudit.inputs.opening import open_below, open_folder
 
 MAX_BYTES, MAX_PIXELS = 16 << 20, 16_000_000
-GAP, LABEL, BACKGROUND = 4, 74, 255
+GAP, LABEL, LETTERS, BACKGROUND = 4, 96, 18, 255
 ROWS = ("clean", "triggered", "diff x10")
 
 
@@ -43,8 +43,9 @@ def _drawn(rows: Mapping[str, Tensor]) -> Image.Image:
     cell_h, cell_w = height * zoom + GAP, width * zoom + GAP
     drawn = Image.new("RGB", (LABEL + n * cell_w, len(rows) * cell_h + GAP), (BACKGROUND,) * 3)
     draw = ImageDraw.Draw(drawn)
+    font = ImageFont.load_default(LETTERS)
     for r, (name, images) in enumerate(rows.items()):
-        draw.text((6, GAP + r * cell_h + cell_h // 2 - 6), name, fill=(40, 40, 40))
+        draw.text((6, GAP + r * cell_h + (cell_h - LETTERS) // 2), name, fill=(40, 40, 40), font=font)
         for c, image in enumerate(images):
             tile = Image.fromarray(_rgb(image)).resize((width * zoom, height * zoom), Image.Resampling.NEAREST)
             drawn.paste(tile, (LABEL + c * cell_w, GAP + r * cell_h))
