@@ -55,6 +55,7 @@ def evidence(suspect: Classifier, purified: Classifier, run: Run) -> dict[str, A
         "suspect": suspect,
         "purified": purified,
         "reference": api.load(run.reference_path, device="cpu").classifier,
+        "others": {"another": suspect},
         "clean": run.pool("clean"),
         "benign": benign,
         "test": test,
@@ -335,7 +336,10 @@ class TestTransfer:
         def pairs(*names: str) -> set[str]:
             others = dict.fromkeys(names, evidence["suspect"])
             result = quick(Transfer).run(evidence | {"others": others, "rng": generator(0)})
-            return {f.variant for f in result.findings if f.metric == "transfer_p_asr"}
+            found = [f for f in result.findings if f.metric == "transfer_p_asr"]
+            made_on = sorted(f.variant for f in found if f.subject == "reference")
+            assert len(made_on) == (1 if len(names) == 1 else 1 + len(names))
+            return {f.variant for f in found if f.subject == "purified"}
 
         assert pairs("a") == {"made on this model, tried on a"}
         made = ("this model", "a", "b")
@@ -344,7 +348,11 @@ class TestTransfer:
     def test_a_model_takes_its_own_perturbations_best(self, evidence: dict[str, Any]) -> None:
         """Tried on the very model that they were made on they do what qra reports; the diagonal is left to qra."""
         inputs = evidence | {"others": {"twin": evidence["purified"]}, "rng": generator(0)}
-        [rate] = [f.value for f in quick(Transfer).run(inputs).findings if f.metric == "transfer_p_asr"]
+        [rate] = [
+            f.value
+            for f in quick(Transfer).run(inputs).findings
+            if (f.subject, f.metric) == ("purified", "transfer_p_asr")
+        ]
         own = quick(QRA).run(evidence | {"rng": generator(0)})
         [expected] = [f.value for f in own.findings if (f.subject, f.metric) == ("purified", "p_asr")]
         assert rate == pytest.approx(expected, abs=0.25)

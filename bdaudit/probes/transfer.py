@@ -11,7 +11,7 @@ from bdaudit.inputs.classifier import Classifier
 from bdaudit.inputs.pool import Pool
 from bdaudit.probes.base import THIS, Backdoor, Probe
 from bdaudit.probes.queries import Querying
-from bdaudit.report.schema import Finding, Measurement
+from bdaudit.report.schema import Finding, Measurement, Subject
 from bdaudit.report.statistics import rate_finding
 from bdaudit.runtime import spawn
 from bdaudit.training.metrics import attack_rates
@@ -22,7 +22,7 @@ class Transfer(Querying):
 
     Superficial Safety, section 3.3 and Figure 3: an attacker need not know the defense if perturbations optimised
     for one purified model reactivate others. With one other model, this model's perturbations are tried on it;
-    with several, each model's on every other.
+    with several, each model's on every other. On the reference they should do nothing.
     """
 
     name = "transfer"
@@ -48,13 +48,17 @@ class Transfer(Querying):
         for made_on, model in sources.items():
             # The same rows and first weights for each, so that only the model differs.
             perturb, _ = self.perturbations(model, benign, backdoor, reference, torch.Generator().manual_seed(seed))
-            for name, other in models.items():
-                if name == made_on:
-                    continue
-                variant = f"made on {made_on}, tried on {name}"
+            tried: list[tuple[Subject, Classifier, str]] = [
+                ("purified", other, f"made on {made_on}, tried on {name}")
+                for name, other in models.items()
+                if name != made_on
+            ]
+            if reference is not None:
+                tried.append(("reference", reference, f"made on {made_on}"))
+            for subject, other, variant in tried:
                 for metric, pool in (("transfer_p_asr", backdoor.evaluation), ("transfer_c_asr", clean)):
                     rate = perturb.success(other, pool, backdoor.goal)
-                    findings.append(rate_finding(self.name, "purified", metric, rate, variant))
+                    findings.append(rate_finding(self.name, subject, metric, rate, variant))
         return Measurement(findings=findings, notes=self._notes(backdoor, reference))
 
     def _notes(self, backdoor: Backdoor, reference: Classifier | None) -> list[str]:
