@@ -14,10 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from bdaudit import api, plugins
-from bdaudit.flow.evidence import known_backdoor
 from bdaudit.flow.run import Run, open_run
 from bdaudit.inputs.classifier import Classifier
-from bdaudit.probes.base import poison_count, retuned, retuning_recipe
+from bdaudit.probes.base import known_backdoor, poison_count, retuned, retuning_recipe
 from bdaudit.runtime import generator
 from bdaudit.training.metrics import accuracy, attack_rates
 

@@ -9,12 +9,11 @@ import torch
 from support import make_tiny
 
 from bdaudit import api
-from bdaudit.flow.evidence import known_backdoor
 from bdaudit.flow.run import Run
 from bdaudit.inputs.classifier import Classifier
 from bdaudit.inputs.goal import Goal
 from bdaudit.inputs.pool import UNKNOWN, Pool
-from bdaudit.probes.base import Backdoor
+from bdaudit.probes.base import Backdoor, known_backdoor
 from bdaudit.probes.features import Features, aligned, near_target, neighbours, project
 from bdaudit.report.schema import Measurement
 from bdaudit.runtime import generator

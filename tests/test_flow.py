@@ -14,7 +14,8 @@ from bdaudit import api
 from bdaudit.attacks.triggers import load_trigger
 from bdaudit.errors import InputError, OutputError, UsageError
 from bdaudit.flow import proxy
-from bdaudit.flow.evidence import Evidence, find_target, from_clean, from_folders, settle
+from bdaudit.flow.evidence import Evidence, find_target, from_clean, from_folders
+from bdaudit.flow.held_out import settle
 from bdaudit.flow.implant import Sizes, cut
 from bdaudit.flow.run import Run, open_run
 from bdaudit.inputs.classifier import Classifier

@@ -12,12 +12,11 @@ from torch.nn import functional as F
 
 from bdaudit.defenses.ep import EP
 from bdaudit.defenses.fst import FST
-from bdaudit.flow.evidence import known_backdoor
 from bdaudit.flow.run import Run
 from bdaudit.inputs.classifier import Classifier, Preprocessing
 from bdaudit.inputs.goal import Goal
 from bdaudit.inputs.pool import UNKNOWN, Pool
-from bdaudit.probes.base import Backdoor
+from bdaudit.probes.base import Backdoor, known_backdoor
 from bdaudit.probes.lmc import LMC, barrier, passing
 from bdaudit.probes.trajectory import HUGE, Trajectory
 from bdaudit.report.schema import Measurement

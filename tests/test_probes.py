@@ -12,13 +12,12 @@ from torch.nn import functional as F
 from bdaudit import plugins
 from bdaudit.defenses.fst import FST
 from bdaudit.errors import OptionError
-from bdaudit.flow.evidence import known_backdoor
 from bdaudit.flow.run import Run
 from bdaudit.inputs.classifier import Classifier
 from bdaudit.inputs.goal import Goal
 from bdaudit.inputs.pool import UNKNOWN, Pool, overlap
 from bdaudit.probes import base
-from bdaudit.probes.base import Backdoor, Probe, null_backdoor, null_triggers, retuned
+from bdaudit.probes.base import Backdoor, Probe, known_backdoor, null_triggers, retuned
 from bdaudit.probes.qra import QRA
 from bdaudit.probes.queries import Course, Generator, Perturbations, longest_gain
 from bdaudit.probes.retune import Retune
@@ -210,7 +209,7 @@ class TestRetuning:
 
     def test_null_backdoors_never_use_images_of_the_target(self, digits: Pool) -> None:
         trigger = null_triggers((1, 16, 16), generator(0))["patch"]
-        null = null_backdoor(trigger, digits.first(500), digits.take(range(500, 900)), Goal(3, 10))
+        null = known_backdoor(trigger, Goal(3, 10), digits.first(500), digits.take(range(500, 900)))
         assert not (null.reactivation.labels == 3).any()
         assert (null.draw(10, generator(0)).labels == 3).all()
 

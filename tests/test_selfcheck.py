@@ -19,7 +19,8 @@ from bdaudit.defenses.base import reinitialise
 from bdaudit.defenses.ft import FT
 from bdaudit.flow.audit import audit
 from bdaudit.flow.edited import edited
-from bdaudit.flow.evidence import ENOUGH, NOT_TARGET, ONCE, SEPARATE, TUNED_ELSEWHERE, Evidence, from_folders, settle
+from bdaudit.flow.evidence import TUNED_ELSEWHERE, Evidence, from_folders
+from bdaudit.flow.held_out import ENOUGH, NOT_TARGET, ONCE, SEPARATE, settle
 from bdaudit.flow.run import Run
 from bdaudit.flow.selfcheck import ALONE, BETTER, GRADIENT, LOGITS, RUNS, STEADY, check_model, guesses, probabilities
 from bdaudit.inputs.architectures import complete, fresh, parse

@@ -13,7 +13,7 @@ from bdaudit.errors import PluginError
 from bdaudit.inputs.classifier import Classifier
 from bdaudit.inputs.pool import Pool
 from bdaudit.training.augment import Augment
-from bdaudit.training.bti import Inversion
+from bdaudit.training.bti import Reversal
 from bdaudit.training.loop import Recipe
 
 
@@ -97,6 +97,8 @@ class Inverting(Tuning):
         "generator_width": 2,
     }
 
+    epochs: int = option(5, "passes over the clean pool in a round", cite="PAM released: 30", ge=1)
+    lr: float = option(0.01, "learning rate, falling to zero on a cosine in each round", cite="PAM released", gt=0)
     rounds: int = option(2, "times that a trigger is reversed and unlearned", cite="BTI: 5; PAM: up to 3", ge=1)
     share: float = option(
         0.2, "share of each batch that is poisoned, with true labels", cite="PAM released", gt=0, le=1
@@ -114,9 +116,9 @@ class Inverting(Tuning):
     norm_bound: float = option(0.3, "mean squared change of a normalised pixel, at most", cite="SS B.2", gt=0)
     feature_bound: float = option(3.0, "mean squared change of a benign feature, at most", cite="BTI released", gt=0)
 
-    def inversion(self) -> Inversion:
+    def reversal(self) -> Reversal:
         """Turn the options into those of the reverse step."""
-        return Inversion(
+        return Reversal(
             images=self.reverse_images,
             mask_steps=self.mask_steps,
             steps=self.reverse_steps,

@@ -33,7 +33,7 @@ class BTIDBF(Inverting):
     def purify(self, model: Classifier, clean: Pool, rng: torch.Generator) -> Classifier:
         found: Reversed | None = None
         for _ in range(self.rounds):
-            found = reverse(model, clean, self.inversion(), spawn(rng), found)
+            found = reverse(model, clean, self.reversal(), spawn(rng), found)
             recipe = self.recipe(clean, optimizer="adam")
             tune(model, clean, recipe, rng, loss=unlearning(Split(model), found, self.share), what=self.name)
         return model

@@ -26,14 +26,12 @@ class BTISAM(Inverting):
 
     name = "bti-sam"
 
-    epochs: int = option(5, "passes over the clean pool in a round", cite="PAM released: 30", ge=1)
-    lr: float = option(0.01, "learning rate, falling to zero on a cosine in each round", cite="PAM released", gt=0)
     rho: float = option(0.05, "radius of the neighbourhood", cite="SAM; SS C.5 does not say", gt=0)
 
     def purify(self, model: Classifier, clean: Pool, rng: torch.Generator) -> Classifier:
         found: Reversed | None = None
         for _ in range(self.rounds):
-            found = reverse(model, clean, self.inversion(), spawn(rng), found)
+            found = reverse(model, clean, self.reversal(), spawn(rng), found)
 
             def loss(model: Classifier, x: Tensor, y: Tensor, found: Reversed = found) -> Tensor:
                 return F.cross_entropy(model(found.mix(x, self.share)), y)

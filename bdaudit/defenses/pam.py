@@ -34,8 +34,6 @@ class PAM(Inverting):
 
     name = "pam"
 
-    epochs: int = option(5, "passes over the clean pool in a round", cite="PAM released: 30", ge=1)
-    lr: float = option(0.01, "learning rate, falling to zero on a cosine in each round", cite="PAM released", gt=0)
     rho: float = option(
         0.9, "path-aware step (an L2 distance), at most", cite="SS B.2: .9 BadNets and LC, .5 Blended and SSBA", gt=0
     )
@@ -51,7 +49,7 @@ class PAM(Inverting):
         found: Reversed | None = None
         rho = self.rho
         for _ in range(self.rounds):
-            found = reverse(model, tuning, self.inversion(), spawn(rng), found)
+            found = reverse(model, tuning, self.reversal(), spawn(rng), found)
             tried: list[Tuned] = []
             for step in [rho, *(smaller for smaller in SMALLER if smaller < rho)]:
                 loss = path_aware(origin, step, found, self.share)

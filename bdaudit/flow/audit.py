@@ -14,13 +14,14 @@ import torch
 from bdaudit.contract import missing_message
 from bdaudit.defenses.base import Defense
 from bdaudit.errors import MissingInput, PluginError, UsageError
-from bdaudit.flow.evidence import Evidence, settle
+from bdaudit.flow.evidence import Evidence
+from bdaudit.flow.held_out import settle
 from bdaudit.flow.provenance import describe_evidence, environment
 from bdaudit.flow.selfcheck import caveats, check_model, doubts, other, trusted, unable
 from bdaudit.inputs.architectures import fresh
 from bdaudit.inputs.classifier import Classifier
 from bdaudit.inputs.pool import Pool
-from bdaudit.probes.base import Probe
+from bdaudit.probes.base import Probe, subjects
 from bdaudit.report.schema import Exhibit, Finding, Granted, Policy, Report, SelfCheck, Subject
 from bdaudit.report.statistics import change_findings, rate_finding
 from bdaudit.report.verdict import judge
@@ -212,14 +213,12 @@ def _with_reference(evidence: Evidence, reference: Classifier, name: str) -> Evi
 
 def _evaluation(evidence: Evidence, purified: Classifier) -> list[Finding]:
     """Measure accuracy, ASR and robust accuracy of every subject, before anything is reactivated."""
-    subjects: dict[Subject, Classifier] = {"suspect": evidence.suspect, "purified": purified}
-    if evidence.reference is not None:
-        subjects["reference"] = evidence.reference
+    models = subjects(suspect=evidence.suspect, purified=purified, reference=evidence.reference)
     assert evidence.backdoor is not None
     assert evidence.test is not None
     findings: list[Finding] = []
     rates: dict[tuple[Subject, str], Rate] = {}
-    for subject, model in subjects.items():
+    for subject, model in models.items():
         asr, robust = attack_rates(model, evidence.backdoor.evaluation, evidence.backdoor.goal)
         measured = {"c_acc": accuracy(model, evidence.test), "o_asr": asr}
         if evidence.backdoor.labels_known:

@@ -16,7 +16,7 @@ from bdaudit.errors import PluginError
 from bdaudit.inputs.classifier import Classifier
 from bdaudit.inputs.goal import Goal
 from bdaudit.inputs.pool import UNKNOWN, Pool
-from bdaudit.report.schema import Measurement
+from bdaudit.report.schema import Measurement, Subject
 from bdaudit.report.statistics import wilson
 from bdaudit.training.augment import Augment
 from bdaudit.training.loop import Recipe, tune
@@ -114,11 +114,11 @@ class Retuning(Probe):
             raise ValueError(f"should be auto or one of {', '.join(PAPER_COUNTS)}")
         return preset
 
-    def count(self, backdoor: Backdoor, size: int, of: int = 1000) -> int:
+    def count(self, backdoor: Backdoor, size: int) -> int:
         """How many of `size` benign images are replaced: the option, else the paper's count for this attack."""
         attack = backdoor.attack if self.preset == "auto" else self.preset
         few, many = PAPER_COUNTS.get(attack, PAPER_COUNTS["badnets"])
-        return poison_count(self.poisoned or (few if backdoor.goal.num_classes < MANY_CLASSES else many), size, of)
+        return poison_count(self.poisoned or (few if backdoor.goal.num_classes < MANY_CLASSES else many), size)
 
 
 def _private(value: Any) -> Any:
@@ -126,6 +126,14 @@ def _private(value: Any) -> Any:
     if isinstance(value, dict):
         return {name: _private(v) for name, v in value.items()}
     return value.clone() if isinstance(value, Classifier) else value
+
+
+def subjects(
+    *, suspect: Classifier | None = None, purified: Classifier, reference: Classifier | None
+) -> dict[Subject, Classifier]:
+    """Name the models that figures are about, in the order of the report; those that are None are left out."""
+    models: dict[Subject, Classifier | None] = {"suspect": suspect, "purified": purified, "reference": reference}
+    return {subject: model for subject, model in models.items() if model is not None}
 
 
 def path_rows(
@@ -151,12 +159,12 @@ def retuning_recipe(pool: Pool, *, epochs: int = 5, lr: float = 0.01, batch_size
     )
 
 
-def poison_count(poisoned: int, size: int, of: int = 1000) -> int:
-    """Scale the paper's count of poisoned images, `poisoned` out of `of`, to a benign set of `size` images.
+def poison_count(poisoned: int, size: int) -> int:
+    """Scale the paper's count of poisoned images, `poisoned` out of a thousand, to a benign set of `size` images.
 
     The share is kept, not the number: five in a hundred would teach any model. At least one is poisoned, and one left.
     """
-    return max(1, min(round(poisoned * size / of), size - 1))
+    return max(1, min(round(poisoned * size / 1000), size - 1))
 
 
 def retuned(
@@ -179,11 +187,19 @@ def retuned(
     return tune(model.clone(), mixed, replace(recipe, augment=Augment()), rng, on_epoch=on_epoch, what=what)
 
 
+def known_backdoor(
+    trigger: Trigger, goal: Goal, benign: Pool, test: Pool, source: Literal["trigger", "inverted"] = "trigger"
+) -> Backdoor:
+    """Trigger the images whose true class is not the target: some to reactivate with, others to evaluate on."""
+    sources, held_out = (p.take(goal.counted(p.labels)) for p in (benign, test))
+    return Backdoor(goal, source, trigger.on(sources), trigger.on(held_out))
+
+
 def unseen_backdoors(benign: Pool, test: Pool, goal: Goal, rng: torch.Generator) -> dict[str, Backdoor]:
     """The same attack around triggers that no model has seen, one a family: the null-trigger control."""
     held_out = test.sample(NULL_IMAGES, rng)
     triggers = null_triggers(benign.shape, rng)
-    return {family: null_backdoor(trigger, benign, held_out, goal) for family, trigger in triggers.items()}
+    return {family: known_backdoor(trigger, goal, benign, held_out) for family, trigger in triggers.items()}
 
 
 def null_triggers(shape: tuple[int, int, int], rng: torch.Generator) -> dict[str, Trigger]:
@@ -200,9 +216,3 @@ def null_triggers(shape: tuple[int, int, int], rng: torch.Generator) -> dict[str
         "noise": noise(shape, 0.2, rng),
         "stripes": stripes(shape, 0.2, 5),
     }
-
-
-def null_backdoor(trigger: Trigger, benign: Pool, test: Pool, goal: Goal) -> Backdoor:
-    """Build the same attack around a trigger that is not in the model."""
-    sources = benign.take(goal.counted(benign.labels))
-    return Backdoor(goal, "trigger", trigger.on(sources), trigger.on(test))

@@ -15,7 +15,7 @@ from bdaudit.hookspecs import hookimpl
 from bdaudit.inputs.classifier import Classifier
 from bdaudit.inputs.goal import Goal
 from bdaudit.inputs.pool import Pool
-from bdaudit.probes.base import Backdoor, Probe
+from bdaudit.probes.base import Backdoor, Probe, subjects
 from bdaudit.report.schema import Exhibit, Finding, Measurement, Subject
 from bdaudit.report.statistics import rate_finding
 from bdaudit.runtime import spawn
@@ -62,14 +62,7 @@ class Features(Probe):
         triggered = counted.sample(self.triggered, rng)
         findings: list[Finding] = []
         rows: dict[Subject, Tensor] = {}
-        subjects: list[tuple[Subject, Classifier | None]] = [
-            ("suspect", suspect),
-            ("purified", purified),
-            ("reference", reference),
-        ]
-        for subject, model in subjects:
-            if model is None:
-                continue
+        for subject, model in subjects(suspect=suspect, purified=purified, reference=reference).items():
             centres = class_centres(model, known)
             parts = [predict_features(model, pool.images).cpu() for pool in (clean, triggered)]
             for pool, features, variant in ((triggered, parts[1], ""), (clean, parts[0], "clean images")):

@@ -9,7 +9,7 @@ import torch
 from bdaudit.hookspecs import hookimpl
 from bdaudit.inputs.classifier import Classifier
 from bdaudit.inputs.pool import Pool
-from bdaudit.probes.base import Backdoor, Probe, unseen_backdoors
+from bdaudit.probes.base import Backdoor, Probe, subjects, unseen_backdoors
 from bdaudit.probes.queries import Querying
 from bdaudit.report.controls import CLEAN
 from bdaudit.report.pictures import triptych
@@ -42,12 +42,9 @@ class QRA(Querying):
         perturb, how = self.perturbations(purified, benign, backdoor, reference, rng)
         goal = backdoor.goal
         clean = test.take(goal.counted(test.labels))
-        subjects: dict[Subject, Classifier] = {"purified": purified}
-        if reference is not None:
-            subjects["reference"] = reference
         findings: list[Finding] = []
         rates: dict[tuple[Subject, str], Rate] = {}
-        for subject, model in subjects.items():
+        for subject, model in subjects(purified=purified, reference=reference).items():
             for metric, pool in (("p_asr", backdoor.evaluation), ("c_asr", clean)):
                 rates[subject, metric] = rate = perturb.success(model, pool, goal)
                 findings.append(rate_finding(self.name, subject, metric, rate))
@@ -80,9 +77,7 @@ class QRA(Querying):
         )
 
     def _notes(self, backdoor: Backdoor, reference: Classifier | None) -> list[str]:
-        notes = []
-        if reference is None:
-            notes.append("qra: without a reference Eq. 1 was used; what it finds may be partly adversarial (see C-ASR)")
+        notes = self.equation(reference)
         if backdoor.source == "flagged":
             notes.append("qra: true labels of flagged images are unknown; Eq. 2's second term used benign images only")
         return notes

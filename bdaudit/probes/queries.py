@@ -94,6 +94,11 @@ class Querying(Retuning):
         cite="ours: docs/deviations.md",
     )
 
+    def equation(self, reference: Classifier | None) -> list[str]:
+        """Say which equation trained the generator, where it is not the better one."""
+        eq1 = f"{self.name}: without a reference Eq. 1 was used; what it finds may be partly adversarial (see C-ASR)"
+        return [eq1] if reference is None else []
+
     def perturbations(
         self, purified: Classifier, benign: Pool, backdoor: Backdoor, reference: Classifier | None, rng: torch.Generator
     ) -> tuple[Perturbations, str]:

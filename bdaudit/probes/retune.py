@@ -11,7 +11,7 @@ from bdaudit.contract import option
 from bdaudit.hookspecs import hookimpl
 from bdaudit.inputs.classifier import Classifier
 from bdaudit.inputs.pool import Pool
-from bdaudit.probes.base import Backdoor, Probe, Retuning, retuned, retuning_recipe, unseen_backdoors
+from bdaudit.probes.base import Backdoor, Probe, Retuning, retuned, retuning_recipe, subjects, unseen_backdoors
 from bdaudit.report.schema import Exhibit, Finding, Measurement, Subject
 from bdaudit.report.statistics import excess_finding, rate_finding
 from bdaudit.runtime import spawn
@@ -63,10 +63,7 @@ class Retune(Retuning):
         real: dict[Subject, list[Rate]] = {}
         nulls: dict[str, list[Rate]] = {}
 
-        subjects: list[tuple[Subject, Classifier]] = [("purified", purified)]
-        if reference is not None:
-            subjects.append(("reference", reference))
-        for subject, model in subjects:
+        for subject, model in subjects(purified=purified, reference=reference).items():
             runs = self._runs(model, benign, backdoor, k, self.draws, draw_seed, f"retune {subject}")
             real[subject] = [asr[-1] for asr, _ in runs]
             findings.append(rate_finding(self.name, subject, "p_asr", real[subject]))

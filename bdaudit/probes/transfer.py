@@ -59,13 +59,8 @@ class Transfer(Querying):
                 for metric, pool in (("transfer_p_asr", backdoor.evaluation), ("transfer_c_asr", clean)):
                     rate = perturb.success(other, pool, backdoor.goal)
                     findings.append(rate_finding(self.name, subject, metric, rate, variant))
-        return Measurement(findings=findings, notes=self._notes(backdoor, reference))
-
-    def _notes(self, backdoor: Backdoor, reference: Classifier | None) -> list[str]:
-        notes = ["transfer: what it finds is about other models and does not enter the verdict on this one"]
-        if reference is None:
-            notes.append("transfer: without a reference Eq. 1 was used; some of it may be adversarial (see C-ASR)")
-        return notes
+        aside = "transfer: what it finds is about other models and does not enter the verdict on this one"
+        return Measurement(findings=findings, notes=[aside, *self.equation(reference)])
 
 
 @hookimpl

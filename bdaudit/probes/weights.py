@@ -9,8 +9,9 @@ from bdaudit.contract import option
 from bdaudit.errors import one_line
 from bdaudit.hookspecs import hookimpl
 from bdaudit.inputs.classifier import Classifier
-from bdaudit.probes.base import Probe
+from bdaudit.probes.base import Probe, subjects
 from bdaudit.report.schema import Exhibit, Finding, Measurement, Subject
+from bdaudit.training.paths import obstacle
 
 Lengths = dict[str, tuple[float, float]]
 """Parameter -> squared Frobenius norms of its change and of what it was before."""
@@ -36,13 +37,11 @@ class Weights(Probe):
         names, blocks = list(dimensions), blocks_of(dimensions, self.layers)
         head = [name for name in names if name.startswith(f"{suspect.head_name}.")]
         parts = {"": names, "body": [name for name in names if name not in head], "head": head}
-        subjects: list[tuple[Subject, Classifier | None]] = [("purified", purified), ("reference", reference)]
-        for subject, model in subjects:
-            if model is None:
-                notes.append("weights: no reference, so nothing shows how far apart two such networks usually lie")
-                continue
-            if odd := unlike(suspect, model):
-                notes.append(f"weights: the {subject} model has other parameters than the suspect ({odd}): no distance")
+        if reference is None:
+            notes.append("weights: no reference, so nothing shows how far apart two such networks usually lie")
+        for subject, model in subjects(purified=purified, reference=reference).items():
+            if reason := obstacle(suspect, model):
+                notes.append(f"weights: no distance of the {subject} from the suspect: {reason}")
                 continue
             moved = lengths(suspect, model)
             for part, belonging in parts.items():
@@ -82,9 +81,9 @@ class Weights(Probe):
 
 def lengths(before: Classifier, after: Classifier) -> Lengths:
     """Measure, parameter by parameter, how far it moved and how long it was."""
-    moved = {}
-    for (name, old), new in zip(before.body.named_parameters(), after.body.parameters(), strict=True):
-        was, now = old.detach().double().cpu(), new.detach().double().cpu()
+    moved, there = {}, dict(after.body.named_parameters())
+    for name, old in before.body.named_parameters():
+        was, now = (p.detach().double().cpu() for p in (old, there[name]))
         moved[name] = float((now - was).square().sum()), float(was.square().sum())
     return moved
 
@@ -114,12 +113,6 @@ def blocks_of(dimensions: Mapping[str, int], most: int) -> dict[str, list[str]]:
         if len(blocks) <= most:
             break
     return blocks
-
-
-def unlike(one: Classifier, other: Classifier) -> str:
-    """Name the first parameter that only one of two models has, or has in another shape; '' if none."""
-    shapes, others = ({n: tuple(p.shape) for n, p in m.body.named_parameters()} for m in (one, other))
-    return next((one_line(n, 60) for n in {**shapes, **others} if shapes.get(n) != others.get(n)), "")
 
 
 @hookimpl

@@ -30,7 +30,7 @@ from bdaudit.report.content import (
     stage,
     subject,
 )
-from bdaudit.report.controls import newcombe
+from bdaudit.report.controls import contrast
 from bdaudit.report.schema import Finding, Report
 from bdaudit.report.tables import Table
 
@@ -191,7 +191,7 @@ def difference(a: Finding, b: Finding) -> str:
     text = f"{100 * (b.value - a.value):+.1f}"
     if not (_is_rate(a) and _is_rate(b)):
         return text
-    low, high = newcombe(b, a)
+    _, low, high = contrast(b, a)
     return f"{text} [{100 * low:+.1f}, {100 * high:+.1f}]"
 
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from bdaudit.report.intervals import Estimate, mover
 from bdaudit.report.schema import Finding
 
 CLEAN = "clean images"
@@ -59,20 +59,13 @@ def family(null: Finding) -> str:
 
 def _comparison(control: Finding, p_asr: Finding, row: Finding | None) -> Comparison:
     if row is None or row.low is None or row.high is None:
-        return Comparison(control, p_asr.value - control.value, *newcombe(p_asr, control))
+        return Comparison(control, *contrast(p_asr, control))
     return Comparison(control, row.value, row.low, row.high)
 
 
-def newcombe(one: Finding, other: Finding) -> tuple[float, float]:
-    """95% interval for one - other, two independent proportions, from the Wilson interval of each.
-
-    Newcombe, Statistics in Medicine 17 (1998), p. 873, method 10. A rate without an interval may be anything.
-    """
-    (one_low, one_high), (low, high) = (
-        (0.0 if f.low is None else f.low, 1.0 if f.high is None else f.high) for f in (one, other)
-    )
-    gap = one.value - other.value
-    return (
-        gap - math.hypot(one.value - one_low, high - other.value),
-        gap + math.hypot(one_high - one.value, other.value - low),
+def contrast(one: Finding, other: Finding) -> Estimate:
+    """one - other with its 95% interval, two independent rates. A rate without an interval may be anything."""
+    return mover(
+        (weight, (f.value, 0.0 if f.low is None else f.low, 1.0 if f.high is None else f.high))
+        for weight, f in ((1.0, one), (-1.0, other))
     )

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import binomtest, norm
 
+from bdaudit.report.intervals import Estimate, mover
 from bdaudit.report.schema import Finding, Subject
 from bdaudit.training.metrics import Rate
 
@@ -34,21 +35,13 @@ def wilson(successes: float, n: int) -> tuple[float, float]:
     return max(0.0, centre - half), min(1.0, centre + half)
 
 
-def weighted_sum(terms: Sequence[tuple[float, Rate]]) -> tuple[float, float, float]:
+def weighted_sum(terms: Sequence[tuple[float, Rate]]) -> Estimate:
     """Add up rates, [(weight, rate), ...]: the sum, and its 95% interval from the rates' Wilson intervals.
 
-    MOVER (Zou and Donner 2008), which for the difference of two rates is Newcombe's (1998, method 10). Unlike a
-    bootstrap it keeps its width where all images agree. The rates are taken as independent: on the same images,
-    that mostly go the same way, the interval of a difference is wider than it need be.
+    Unlike a bootstrap it keeps its width where all images agree. The rates are taken as independent: on the same
+    images, that mostly go the same way, the interval of a difference is wider than it need be.
     """
-    value = math.fsum(weight * rate.value for weight, rate in terms)
-    below = above = 0.0
-    for weight, rate in terms:
-        low, high = wilson(rate.successes, rate.n)
-        to_low, to_high = weight * (rate.value - low), weight * (high - rate.value)
-        down, up = (to_low, to_high) if weight > 0 else (to_high, to_low)
-        below, above = below + down**2, above + up**2
-    return value, value - math.sqrt(below), value + math.sqrt(above)
+    return mover((weight, (rate.value, *wilson(rate.successes, rate.n))) for weight, rate in terms)
 
 
 def images_needed(bound: float, rate: float = 0.0) -> int | None:

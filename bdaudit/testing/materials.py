@@ -11,14 +11,14 @@ from typing import Any
 import torch
 
 from bdaudit.attacks.triggers import Trigger, patch
-from bdaudit.flow.evidence import Evidence, known_backdoor
+from bdaudit.flow.evidence import Evidence
 from bdaudit.flow.provenance import weights_digest
 from bdaudit.inputs.architectures import complete, fresh, parse
 from bdaudit.inputs.classifier import Classifier
 from bdaudit.inputs.datasets import load_dataset
 from bdaudit.inputs.goal import Goal
 from bdaudit.inputs.pool import Pool
-from bdaudit.probes.base import Backdoor
+from bdaudit.probes.base import Backdoor, known_backdoor
 from bdaudit.runtime import generator
 
 TARGET = 0

@@ -1,6 +1,6 @@
 """Backdoor trigger inversion from decoupled benign features: the reverse step of BTI-DBF, PAM and BTI+SAM.
 
-Xu et al., "Towards Reliable and Efficient Backdoor Trigger Inversion via Decoupling Benign Features" (ICLR 2024).
+Xu et al., "Towards Reliable and Efficient Backdoor Trigger Reversal via Decoupling Benign Features" (ICLR 2024).
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from bdaudit.training.split import Split
 
 
 @dataclass(frozen=True, kw_only=True)
-class Inversion:
+class Reversal:
     """How long to look for a trigger, and how far it may change an image.
 
     images: clean images to look with, at most. mask_steps, steps: of 128 images (features only) and of `batch_size`.
@@ -47,7 +47,7 @@ class Reversed:
     generator: clean pixels to poisoned ones. target: the class that most of its images get; share: of how many.
     """
 
-    generator: Generator
+    generator: UNet
     target: int
     share: float
 
@@ -64,7 +64,7 @@ def poisoned_in(n: int, share: float) -> int:
     return min(n, int(share * n) + 1)
 
 
-class Generator(nn.Module):
+class UNet(nn.Module):
     """Poisoned images from clean ones: a U-Net over normalised pixels that adds to its input, without bounds.
 
     Its last layer starts small, so that it begins near the identity. width: channels at full resolution, doubled at
@@ -110,7 +110,7 @@ def _block(before: int, after: int) -> nn.Sequential:
 
 
 def reverse(
-    model: Classifier, clean: Pool, how: Inversion, rng: torch.Generator, before: Reversed | None = None
+    model: Classifier, clean: Pool, how: Reversal, rng: torch.Generator, before: Reversed | None = None
 ) -> Reversed:
     """Decouple the benign features, train a generator that changes only the others, and see where its images go.
 
@@ -123,7 +123,7 @@ def reverse(
     features = split.features_of(pool.images)
     mask = benign_mask(split, features, pool.labels, how, rng)
     with seeded(rng):
-        generator = copy.deepcopy(before.generator) if before else Generator(frozen, how.width).to(model.device)
+        generator = copy.deepcopy(before.generator) if before else UNet(frozen, how.width).to(model.device)
     target = None if before is None else before.target
     deal = endless_rows(len(pool), rng)
     runtime = Runtime.of(model.device)
@@ -142,7 +142,7 @@ def reverse(
     return found
 
 
-def benign_mask(split: Split, features: Tensor, labels: Tensor, how: Inversion, rng: torch.Generator) -> Tensor:
+def benign_mask(split: Split, features: Tensor, labels: Tensor, how: Reversal, rng: torch.Generator) -> Tensor:
     """Find which features are benign: min over M in [0, 1] of CE(h(M g(x)), y) - CE(h((1 - M) g(x)), y).
 
     features: g(x) (N, ...), which do not change here. Returns M, of the shape of one image's features.
@@ -166,7 +166,7 @@ def mask_loss(split: Split, mask: Tensor, features: Tensor, labels: Tensor) -> T
 
 
 def generator_loss(
-    split: Split, generator: Generator, x: Tensor, features: Tensor, mask: Tensor, how: Inversion, target: int | None
+    split: Split, generator: UNet, x: Tensor, features: Tensor, mask: Tensor, how: Reversal, target: int | None
 ) -> Tensor:
     """Move the features that are not benign as far as the bounds on pixels and benign features allow."""
     poisoned = generator(x)
@@ -184,7 +184,7 @@ def generator_loss(
 
 
 @torch.no_grad()
-def detect(model: Classifier, generator: Generator, images: Tensor, rng: torch.Generator) -> Reversed:
+def detect(model: Classifier, generator: UNet, images: Tensor, rng: torch.Generator) -> Reversed:
     """The target is what the model takes most poisoned images for, when their sources carry a little noise."""
     predicted = []
     for x in torch.split(images, 512):

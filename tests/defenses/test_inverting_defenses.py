@@ -20,7 +20,7 @@ from bdaudit.flow.run import Run
 from bdaudit.inputs.classifier import Classifier, Preprocessing
 from bdaudit.inputs.pool import Pool
 from bdaudit.runtime import generator
-from bdaudit.training.bti import Generator, Reversed, reverse
+from bdaudit.training.bti import Reversed, UNet, reverse
 from bdaudit.training.loop import Loss, Recipe
 from bdaudit.training.metrics import Rate, accuracy, attack_rates
 from bdaudit.training.progress import progress_shown
@@ -49,7 +49,7 @@ def roomy(tmp_path_factory: pytest.TempPathFactory) -> Run:
 @pytest.fixture(scope="module")
 def found(roomy: Run) -> Reversed:
     suspect = api.load(roomy.model_path, device="cpu").classifier
-    how = replace(BTIDBF().inversion(), mask_steps=250, steps=100)
+    how = replace(BTIDBF().reversal(), mask_steps=250, steps=100)
     return reverse(suspect, roomy.pool("clean"), how, generator(0))
 
 
@@ -83,7 +83,7 @@ def test_bti_unlearns_with_true_labels_and_holds_the_features(digits: Pool) -> N
     """CE(f(x'), y) + MSE(g(x), g(x')) over the whole batch."""
     model = make_tiny()
     x, y = digits.images[:16], digits.labels[:16]
-    found = Reversed(Generator(model, 4), 0, 1.0)
+    found = Reversed(UNet(model, 4), 0, 1.0)
     split, mixed = Split(model), found.mix(x, 0.25)
     by_hand = F.cross_entropy(model(mixed), y) + F.mse_loss(split.features(x), split.features(mixed))
     assert unlearning(split, found, 0.25)(model, x, y).item() == pytest.approx(by_hand.item(), rel=1e-4)
@@ -170,7 +170,7 @@ def test_pam_takes_the_largest_step_that_keeps_the_accuracy(
 def test_bti_sam_tunes_on_the_mixed_batches(digits: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
     """The plain cross-entropy of the mix, under ordinary SAM."""
     x, y = digits.images[:16], digits.labels[:16]
-    found = Reversed(Generator(make_tiny(), 4), 0, 1.0)
+    found = Reversed(UNet(make_tiny(), 4), 0, 1.0)
     seen: list[float] = []
 
     def look(model: Classifier, pool: Pool, recipe: Recipe, rng: object, *, loss: Loss, what: str) -> Classifier:
