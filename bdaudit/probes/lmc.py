@@ -142,9 +142,12 @@ class LMC(Probe):
 
 def _doubts(line: Line, ts: list[float], asr: list[Rate], acc: list[Rate]) -> list[str]:
     """Say what keeps the figures of a line from meaning what they usually do."""
-    notes = []
-    if passing(ts, asr) is None and line.variant == "from the suspect":
-        notes.append(f"lmc: {line}, ASR is below {LEVEL:.0%} all along, at the suspect as well: no t to report")
+    notes, reached = [], passing(ts, asr)
+    if line.variant == "from the suspect":
+        if reached is None:
+            notes.append(f"lmc: {line}, ASR is below {LEVEL:.0%} all along, at the suspect as well: no t to report")
+        elif reached[0] == ts[-1]:
+            notes.append(f"lmc: {line}, ASR is not below {LEVEL:.0%} at the end of the line either, so t is that end")
     rise, _, _ = barrier(ts, acc)
     if rise > STEEP:
         notes.append(

@@ -201,11 +201,7 @@ def longest_gain(
         made = replace(course.made, generator=copy.deepcopy(course.made.generator))
         return _Snapshot(gain(made), course.lr, course.epochs, made)
 
-    first = min(2 * look, epochs)
-    seen: list[_Snapshot] = []
-    while courses[0].epochs < first:
-        seen += [looked(course, first) for course in courses]
-    best = max(seen, key=lambda s: s.gain)
+    best = max((looked(course, epochs) for course in courses), key=lambda s: s.gain)
     [course] = [c for c in courses if c.lr == best.lr]
     waited = 0
     while course.epochs < epochs and waited < patience:

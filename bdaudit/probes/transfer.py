@@ -11,6 +11,7 @@ from bdaudit.inputs.classifier import Classifier
 from bdaudit.inputs.pool import Pool
 from bdaudit.probes.base import THIS, Backdoor, Probe
 from bdaudit.probes.queries import Querying
+from bdaudit.report.controls import MADE_ON, TRIED_ON
 from bdaudit.report.schema import Finding, Measurement, Subject
 from bdaudit.report.statistics import rate_finding
 from bdaudit.runtime import spawn
@@ -49,12 +50,12 @@ class Transfer(Querying):
             # The same rows and first weights for each, so that only the model differs.
             perturb, _ = self.perturbations(model, benign, backdoor, reference, torch.Generator().manual_seed(seed))
             tried: list[tuple[Subject, Classifier, str]] = [
-                ("purified", other, f"made on {made_on}, tried on {name}")
+                ("purified", other, f"{MADE_ON}{made_on}{TRIED_ON}{name}")
                 for name, other in models.items()
                 if name != made_on
             ]
             if reference is not None:
-                tried.append(("reference", reference, f"made on {made_on}"))
+                tried.append(("reference", reference, f"{MADE_ON}{made_on}"))
             for subject, other, variant in tried:
                 for metric, pool in (("transfer_p_asr", backdoor.evaluation), ("transfer_c_asr", clean)):
                     rate = perturb.success(other, pool, backdoor.goal)

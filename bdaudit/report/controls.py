@@ -12,6 +12,9 @@ CLEAN = "clean images"
 INVERTED = "inverted for "
 """How the names of controls begin that are inverted triggers themselves, of classes that do not stand out."""
 
+MADE_ON, TRIED_ON = "made on ", ", tried on "
+"""How figures of perturbations that travel are named: by the model they were made on, and the one they were tried on."""
+
 
 @dataclass(frozen=True)
 class Comparison:
@@ -50,6 +53,12 @@ def comparisons(findings: Sequence[Finding], p_asr: Finding, *, referenced: bool
     named += [(f, CLEAN) for f in cleans]
     rows = {f.variant: f for f in findings if (f.probe, f.metric) == (p_asr.probe, "excess")}
     return [_comparison(control, p_asr, rows.get(f"over {name}")) for control, name in named]
+
+
+def journey(finding: Finding) -> tuple[str, str] | None:
+    """Name the models that a perturbation was made on and tried on ('': the reference); None for any other figure."""
+    made, _, tried = finding.variant.removeprefix(MADE_ON).partition(TRIED_ON)
+    return (made, tried) if finding.variant.startswith(MADE_ON) else None
 
 
 def family(null: Finding) -> str:

@@ -15,9 +15,12 @@ def mover(terms: Iterable[tuple[float, Estimate]]) -> Estimate:
     MOVER, Zou and Donner, Statistics in Medicine 27 (2008), p. 1693; for the difference of two rates with Wilson
     intervals it is Newcombe's (Statistics in Medicine 17 (1998), p. 873, method 10).
     """
-    total = below = above = 0.0
+    values, below, above = [], [], []
     for weight, (value, low, high) in terms:
-        to_low, to_high = weight * (value - low), weight * (high - value)
-        down, up = (to_low, to_high) if weight > 0 else (to_high, to_low)
-        total, below, above = total + weight * value, below + down**2, above + up**2
-    return total, total - math.sqrt(below), total + math.sqrt(above)
+        ends = weight * (value - low), weight * (high - value)
+        down, up = ends if weight > 0 else reversed(ends)
+        values.append(weight * value)
+        below.append(down)
+        above.append(up)
+    total = sum(values)
+    return total, total - math.hypot(*below), total + math.hypot(*above)  # of huge figures too, in a hostile report

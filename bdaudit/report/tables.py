@@ -25,7 +25,11 @@ from bdaudit.report.content import (
     stage,
     subject,
 )
+from bdaudit.report.controls import journey
 from bdaudit.report.schema import Finding, Report
+
+SQUARE = 12
+"""Most models across."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +48,30 @@ def summary(report: Report) -> list[Table]:
     for f in report.findings:
         stages[f.probe].append(f)
     order = sorted(stages, key=lambda p: p != "evaluation")  # stable: evaluation first, then as measured
-    return [_stage_table(probe, stages[probe]) for probe in order[:STAGES_SHOWN]]
+    return [table for probe in order[:STAGES_SHOWN] for table in _stage_tables(probe, stages[probe])]
+
+
+def _stage_tables(probe: str, findings: list[Finding]) -> list[Table]:
+    """Make a stage's table, and a square one a metric where perturbations made on several models were exchanged."""
+    travelled = [(where, f) for f in findings if (where := journey(f))]
+    if len({made for (made, _), _ in travelled}) < 2:
+        return [_stage_table(probe, findings)]
+    rest = [f for f in findings if not journey(f)]
+    metrics, _ = cut(dict.fromkeys(f.metric for _, f in travelled), COLUMNS)
+    squares = [_square(probe, m, [(where, f) for where, f in travelled if f.metric == m]) for m in metrics]
+    return ([_stage_table(probe, rest)] if rest else []) + squares
+
+
+def _square(probe: str, metric_name: str, travelled: list[tuple[tuple[str, str], Finding]]) -> Table:
+    """Make the table of one metric: the models that perturbations were made on down, those they were tried on across."""
+    made_on, left_out = cut(dict.fromkeys(made for (made, _), _ in travelled), ROWS)
+    tried = dict.fromkeys(tried for (_, tried), _ in travelled)
+    tried_on, dropped = cut([*(m for m in made_on if m in tried), *(t for t in tried if t not in made_on)], SQUARE)
+    cells = {where: rate(f) for where, f in reversed(travelled)}
+    rows = [[clean(made, 60), *(cells.get((made, name), "") for name in tried_on)] for made in made_on]
+    title = f"{stage(probe)}: {metric(metric_name)}, made on (down) and tried on (across)"
+    headers = [clean(name, 60) if name else SUBJECTS["reference"] for name in tried_on]
+    return Table(title, ["made on", *headers], rows, left_out + dropped)
 
 
 def _stage_table(probe: str, findings: list[Finding]) -> Table:

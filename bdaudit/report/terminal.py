@@ -27,7 +27,8 @@ def render(report: Report, *, color: bool = False) -> str:
     ]
     blocks += [_table(t) for t in tables.summary(report)]
     if report.findings:
-        blocks.append("\n".join(_wrap(content.INTERVALS, "")))
+        terms = (f"{name}: {means}" for name, means in content.glossary(report))
+        blocks += ["\n".join(_wrap(content.INTERVALS, "")), _section("What the columns mean", terms)]
     blocks += [
         _section("Curves and maps", content.curves(report)),
         _section("Controls", content.controls(report)),
@@ -35,6 +36,7 @@ def render(report: Report, *, color: bool = False) -> str:
         _section("Caveats", content.notes(report)),
         _self_checks(report),
         _section("What a pass does not mean", content.limits(report)),
+        _section("Policy", (f"{name} {value}: {means}" for name, value, means in tables.policy(report).rows)),
         _provenance(report),
     ]
     return "\n\n".join(b for b in blocks if b) + "\n"
