@@ -19,6 +19,7 @@ from bdaudit.inputs.goal import Goal
 from bdaudit.inputs.pool import UNKNOWN, Pool
 from bdaudit.probes.base import Backdoor, Retuning, retuned, retuning_recipe
 from bdaudit.runtime import Runtime, generator, seeded, spawn
+from bdaudit.training.folded import folded
 from bdaudit.training.metrics import Rate, predict, predict_logits
 from bdaudit.training.progress import track
 
@@ -109,6 +110,7 @@ class Querying(Retuning):
         parts = [_held_out(pool.shuffled(rng), self.images) for pool in (benign, backdoor.reactivation)]
         mixed = Pool.concat([learn for learn, _ in parts])
         held_clean, held_triggered = (held for _, held in parts)
+        purified, reference = folded(purified), None if reference is None else folded(reference)
 
         def gain(made: Perturbations) -> float:
             rates = [made.success(purified, pool, backdoor.goal) for pool in (held_triggered, held_clean)]
@@ -126,7 +128,10 @@ class Querying(Retuning):
 
 
 class Course:
-    """The training of one generator (Eq. 2), which can be stopped, looked at, and taken up again."""
+    """The training of one generator (Eq. 2), which can be stopped, looked at, and taken up again.
+
+    purified, reference: frozen, in eval mode.
+    """
 
     def __init__(
         self,
@@ -147,12 +152,9 @@ class Course:
         self._optimizer = torch.optim.SGD(made.parameters(), lr, momentum=0.9)
         self._imitated = predict_logits(teacher, mixed.images).log_softmax(1)  # of unperturbed images
         self._mixed = mixed.to(purified.device)
-        for model in (purified, reference):
-            if model is not None:
-                Runtime.of(purified.device).place(model).eval().requires_grad_(False)
 
     def run(self, epochs: int) -> None:
-        """Train for so many epochs more; all classifiers stay frozen in eval mode."""
+        """Train for so many epochs more."""
         size, runtime = self.options.batch_size, Runtime.of(self.purified.device)
         with track(f"{self.options.name} (lr {self.lr:g})", epochs * -(-len(self._mixed) // size)) as advance:
             for _ in range(epochs):
