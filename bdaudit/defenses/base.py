@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, ClassVar, Literal, final
 
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from bdaudit.contract import Plugin, option
-from bdaudit.errors import PluginError
+from bdaudit.errors import PluginError, UsageError
 from bdaudit.inputs.classifier import Classifier
 from bdaudit.inputs.pool import Pool
 from bdaudit.training.augment import Augment
@@ -31,6 +32,20 @@ class Defense(Plugin):
         """`in-training` if it starts from a fresh model or the training set, else `post-training`."""
         return "in-training" if {"fresh", "train"} & set(cls.wants()) else "post-training"
 
+    def obstacle(self, model: Classifier) -> str:
+        """Say in words why this model cannot be purified so, after the defense's name; '' if it can.
+
+        Asked before any work starts, so it has to be quick.
+        """
+        return ""
+
+    @final
+    def check_model(self, model: Classifier) -> None:
+        """Refuse a model that the defense cannot purify; UsageError says why."""
+        reason = self.obstacle(model)
+        if reason:
+            raise UsageError(f"{self.name} {reason}; choose another defense (bdaudit plugins list)")
+
     @final
     def run(self, available: Mapping[str, Any]) -> Classifier:
         """Call `purify` with exactly the inputs it names, and check what comes back.
@@ -39,6 +54,8 @@ class Defense(Plugin):
         """
         inputs = self.grant(available)
         given = inputs.get("model", inputs.get("fresh"))
+        if given is not None:
+            self.check_model(given)
         inputs = {k: v.clone() if isinstance(v, Classifier) else v for k, v in inputs.items()}
         result = self.purify(**inputs)
         if not isinstance(result, Classifier):
@@ -83,6 +100,18 @@ class Tuning(Defense):
             "augment": Augment(pad=pad, flip=self.flip),
         }
         return Recipe(**(settings | changes))
+
+
+class Judging(Defense):
+    """Options shared by the defenses that judge how far to go on clean images which they do not tune on."""
+
+    accuracy_drop: float = option(0.03, "fall of held-out accuracy, at most", cite="cards 8.10", ge=0, le=1)
+    held_out: float = option(0.2, "share of the clean images held out to judge by", cite="ours", gt=0, lt=1)
+
+    def parts(self, clean: Pool, rng: torch.Generator) -> tuple[Pool, Pool]:
+        """Cut the clean images into those to judge by and those to tune on."""
+        held, tuning = clean.shuffled(rng).split(math.ceil(self.held_out * len(clean)))
+        return held, tuning
 
 
 class Inverting(Tuning):

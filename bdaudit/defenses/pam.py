@@ -1,6 +1,5 @@
 """PAM: path-aware minimization."""
 
-import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
@@ -10,7 +9,7 @@ from torch.func import functional_call
 from torch.nn import functional as F
 
 from bdaudit.contract import option
-from bdaudit.defenses.base import Defense, Inverting
+from bdaudit.defenses.base import Defense, Inverting, Judging
 from bdaudit.hookspecs import hookimpl
 from bdaudit.inputs.classifier import Classifier
 from bdaudit.inputs.pool import Pool
@@ -24,7 +23,7 @@ SMALLER = (0.7, 0.5, 0.3, 0.1)
 """Path-aware steps that are tried where the largest costs too much accuracy (SS Table 10)."""
 
 
-class PAM(Inverting):
+class PAM(Inverting, Judging):
     """Unlearn a reversed trigger at a point on the way back to the backdoored model, so that it does not return.
 
     Superficial Safety, section 4.2, Eq. 3 and Algorithm 1: W <- W - lr * grad CE(f(W~; x), y), taken at
@@ -40,11 +39,10 @@ class PAM(Inverting):
     accuracy_drop: float = option(
         0.03, "fall of held-out accuracy for which a smaller rho is tried; 1: never", cite="cards 8.10", ge=0, le=1
     )
-    held_out: float = option(0.2, "share of the clean images held out to judge rho by", cite="ours", gt=0, lt=1)
 
     def purify(self, model: Classifier, clean: Pool, rng: torch.Generator) -> Classifier:
         origin = {name: p.detach().clone() for name, p in model.named_parameters()}
-        held, tuning = clean.shuffled(rng).split(math.ceil(self.held_out * len(clean)))
+        held, tuning = self.parts(clean, rng)
         least = accuracy(model, held).value - self.accuracy_drop
         found: Reversed | None = None
         rho = self.rho

@@ -35,6 +35,7 @@ def purification_evidence(
     run: PathLike | None = None,
 ) -> Evidence:
     """Gather what a defense names, and only that; say what is missing before any work."""
+    defense.check_model(suspect.classifier)
     wants = defense.wants()
     evidence = Evidence(suspect.classifier)
     opened = open_run(run) if run is not None else None
@@ -75,6 +76,8 @@ def audit_evidence(
 ) -> Evidence:
     """Gather what an audit has to go on: a run folder whose trigger is known, flagged images, or neither."""
     model = suspect.classifier
+    if defense is not None:
+        defense.check_model(model)
     clean = default_clean(suspect, clean, run)
     wants = set(defense.wants()) if defense is not None else set()
     notes = list(suspect.notes)

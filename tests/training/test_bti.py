@@ -6,19 +6,15 @@ from dataclasses import replace
 
 import pytest
 import torch
+from families import FAMILIES, member
 from support import make_tiny
 from torch import nn
 from torch.nn import functional as F
-from torchvision.models import DenseNet, MobileNetV2, ResNet, SwinTransformer, VisionTransformer
-from torchvision.models.resnet import Bottleneck
 
 from bdaudit.flow.run import Run
-from bdaudit.inputs.architectures.resnet import PreActResNet18, ResNet18
-from bdaudit.inputs.architectures.small import SmallCNN
-from bdaudit.inputs.architectures.vgg import VGG19BN
-from bdaudit.inputs.classifier import Classifier, Preprocessing
+from bdaudit.inputs.classifier import Classifier
 from bdaudit.inputs.pool import Pool
-from bdaudit.runtime import generator, seeded
+from bdaudit.runtime import generator
 from bdaudit.training.bti import (
     Reversal,
     Reversed,
@@ -34,36 +30,31 @@ from bdaudit.training.metrics import predict_logits
 from bdaudit.training.split import Split
 
 HOW = Reversal(images=300, mask_steps=400, steps=150, batch_size=32, width=8, pixel_bound=0.3, feature_bound=3.0)
-COLOUR = Preprocessing(channels=3, height=32, width=32, mean=(0.5,) * 3, std=(0.25,) * 3)
 
-
-TINY = {
-    "resnet18": (lambda: ResNet18(num_classes=10, channels=3, width=4), "layer4"),
-    "preactresnet18": (lambda: PreActResNet18(num_classes=10, channels=3, width=4), "layer4"),
-    "small_cnn": (lambda: SmallCNN(num_classes=10, channels=3, width=4), "bn3"),
-    "vgg19_bn": (lambda: VGG19BN(num_classes=10, channels=3, width=4), "features"),
-    "resnet50": (lambda: ResNet(Bottleneck, [1, 1, 1, 1], num_classes=10), "layer4"),
-    "densenet161": (lambda: DenseNet(4, (2, 2), 8, num_classes=10), "features"),
-    "mobilenet_v2": (lambda: MobileNetV2(num_classes=10, width_mult=0.1), "features"),
-    "swin_t": (lambda: SwinTransformer([2, 2], 8, [1, 1], [1, 2], [4, 4], num_classes=10), "permute"),
-    "vit_b_16": (lambda: VisionTransformer(32, 8, 2, 2, 16, 32, num_classes=10), "encoder"),
+CUTS = {
+    "resnet18": "layer4",
+    "preactresnet18": "layer4",
+    "small_cnn": "bn3",
+    "vgg19_bn": "features",
+    "resnet50": "layer4",
+    "densenet161": "features",
+    "mobilenet_v2": "features",
+    "swin_t": "permute",
+    "vit_b_16": "encoder",
 }
 
 
-@pytest.mark.parametrize("arch", TINY)
+@pytest.mark.parametrize("arch", FAMILIES)
 def test_every_family_is_cut_where_its_map_ends(arch: str) -> None:
     """h(g(x)) = f(x), and h reads nothing but g(x): before the last pooling, or where a transformer's tokens end."""
-    make, at = TINY[arch]
-    with seeded(generator(0)):
-        model = Classifier(make(), COLOUR).eval()
-        nn.init.normal_(model.head.weight)  # torchvision's ViT starts with zeros, which all features would suit
+    model = member(arch)
     split = Split(model)
     x = torch.rand(3, 3, 32, 32, generator=generator(1))
     with torch.no_grad():
         features, logits = split.both(x)
         assert torch.allclose(logits, model(x), atol=1e-4)
         assert torch.allclose(split.logits(features.flip(0)), logits.flip(0), atol=1e-4)
-    assert split.at == at
+    assert split.at == CUTS[arch]
 
 
 def test_a_network_without_maps_is_cut_at_its_head() -> None:
