@@ -60,9 +60,11 @@ class TestEveryDefense:
     """What holds for all of them beyond the contract (tests/test_conformance.py)."""
 
     def test_another_seed_gives_another_model_in_eval_mode(self, cls: type[Defense], digits: Pool) -> None:
+        """Unless it asks for no randomness, and then the same one."""
         one, other = (quick(cls).run(everything(digits, seed)) for seed in (0, 1))
         assert not one.training
-        assert any(not torch.equal(t, other.state_dict()[k]) for k, t in one.state_dict().items())
+        differ = any(not torch.equal(t, other.state_dict()[k]) for k, t in one.state_dict().items())
+        assert differ == ("rng" in cls.wants())
 
     @pytest.mark.parametrize("arch", ["resnet18:width=4", "preactresnet18:width=4"])
     def test_other_architectures_work(self, cls: type[Defense], arch: str, digits: Pool) -> None:

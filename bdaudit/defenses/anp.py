@@ -26,7 +26,7 @@ class ANP(Tuning, Judging):
     name = "anp"
     quick_options: ClassVar[Mapping[str, Any]] = {**Tuning.quick_options, "lr": 20.0, "accuracy_drop": 1.0}
 
-    epochs: int = option(20, "passes over the clean pool", cite="ANP: 2,000 steps of 128", ge=1)
+    epochs: int = option(8, "passes over the clean pool", cite="ANP: 2,000 steps of 128", ge=1)
     lr: float = option(0.2, "learning rate of the masks, constant", cite="ANP", gt=0)
     batch_size: int = option(32, "images a step", cite="ANP: 128", ge=2)
     eps: float = option(0.4, "noise on a channel, in shares of its weight and bias", cite="ANP", gt=0)

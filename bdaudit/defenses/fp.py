@@ -11,7 +11,7 @@ from bdaudit.hookspecs import hookimpl
 from bdaudit.inputs.classifier import Classifier
 from bdaudit.inputs.pool import Pool
 from bdaudit.training.loop import tune
-from bdaudit.training.metrics import predict_features
+from bdaudit.training.metrics import Rate, predict_features
 from bdaudit.training.progress import say
 
 
@@ -51,7 +51,7 @@ def most_pruned(head: nn.Linear, features: Tensor, labels: Tensor, order: Tensor
     left, labels = features.clone(), labels.to(features.device)
 
     def accuracy() -> float:
-        return (head(left).argmax(1) == labels).float().mean().item()
+        return Rate.of(head(left).argmax(1) == labels).value
 
     least = accuracy() - drop
     for count, feature in enumerate(order.tolist()):
