@@ -72,7 +72,7 @@ class Split:
     def _find(self) -> str:
         images = torch.rand(2, *self._blank.shape[1:], generator=torch.Generator().manual_seed(0))
         images = images.to(self.model.device)
-        outputs, expected = self._outputs(images)
+        outputs, expected = maps_of(self.model, images)
         for name in [*reversed(outputs), ""]:
             self.at = name
             try:
@@ -85,26 +85,6 @@ class Split:
             f"{type(self.model.body).__name__} cannot be cut at its features: more than they decides its logits"
         )
 
-    def _outputs(self, images: Tensor) -> tuple[list[str], Tensor]:
-        """Name the modules that give a map and run once, in the order in which they finish; and the logits."""
-        calls: dict[str, list[Any]] = {}
-        hooks = []
-        for name, module in self.model.body.named_modules():
-            if name:
-
-                def note(_: nn.Module, __: object, out: object, name: str = name) -> None:
-                    calls.setdefault(name, []).append(out)
-
-                hooks.append(module.register_forward_hook(note))
-        try:
-            expected = self.model(images).float()
-        finally:
-            for hook in hooks:
-                hook.remove()
-        body = self.model.body
-        maps = [n for n, outs in calls.items() if len(outs) == 1 and _is_map(body.get_submodule(n), outs[0])]
-        return maps, expected
-
     @contextmanager
     def _changing(self, at: str, change: Change) -> Iterator[None]:
         if at:
@@ -116,6 +96,26 @@ class Split:
             yield
         finally:
             hook.remove()
+
+
+def maps_of(model: Classifier, images: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+    """Run once; return what each module that gives one map gave, in the order in which they finish, and the logits."""
+    calls: dict[str, list[Any]] = {}
+    hooks = []
+    for name, module in model.body.named_modules():
+        if name:
+
+            def note(_: nn.Module, __: object, out: object, name: str = name) -> None:
+                calls.setdefault(name, []).append(out)
+
+            hooks.append(module.register_forward_hook(note))
+    try:
+        logits = model(images).float()
+    finally:
+        for hook in hooks:
+            hook.remove()
+    maps = {n: outs[0] for n, outs in calls.items() if len(outs) == 1 and _is_map(model.body.get_submodule(n), outs[0])}
+    return maps, logits
 
 
 def _is_map(module: nn.Module, out: object) -> bool:
