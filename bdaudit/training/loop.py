@@ -16,6 +16,7 @@ from bdaudit.inputs.classifier import Classifier
 from bdaudit.inputs.pool import Pool
 from bdaudit.runtime import Runtime, permutation, seeded
 from bdaudit.training.augment import Augment
+from bdaudit.training.kfac import Kfac, NaturalGradient
 from bdaudit.training.progress import track
 from bdaudit.training.sam import Sam, SharpnessAware
 
@@ -32,6 +33,8 @@ class Recipe:
     min_steps: steps in an epoch, at least: a small pool is cut into smaller batches (of 16 images or more). The papers
     count epochs over a thousand images or more; over two hundred, the same epochs would be a fifth of the steps.
     sam: step by the gradient at the worst point nearby, at twice the cost.
+    kfac: step by the natural gradient in the head, and by the plain one elsewhere.
+    as_in_use: keep the model in eval mode, so that BatchNorm's statistics stay and dropout is off.
     """
 
     epochs: int
@@ -44,9 +47,13 @@ class Recipe:
     min_steps: int = 1
     augment: Augment = field(default_factory=Augment)
     sam: Sam | None = None
+    kfac: Kfac | None = None
+    as_in_use: bool = False
 
-    def make_optimizer(self, model: torch.nn.Module) -> torch.optim.Optimizer:
+    def make_optimizer(self, model: Classifier) -> torch.optim.Optimizer:
         base = self._base_optimizer([p for p in model.parameters() if p.requires_grad])
+        if self.kfac is not None:
+            base = NaturalGradient(base, model.head, self.kfac)
         return base if self.sam is None else SharpnessAware(base, model, self.sam)
 
     def _base_optimizer(self, parameters: list[torch.nn.Parameter]) -> torch.optim.Optimizer:
@@ -96,7 +103,7 @@ def tune(
 
     loss: what to minimise on each batch. after_step: called after every optimiser step (projections).
     on_epoch: called with (epoch from 1, model in eval mode) after every epoch (curves).
-    Frozen parameters (`requires_grad=False`) stay as they are; BatchNorm runs in train mode.
+    Frozen parameters (`requires_grad=False`) stay as they are; BatchNorm runs in train mode unless the recipe says no.
     """
     if not len(pool):
         raise UsageError(f"{what}: there are no images to train on")
@@ -109,7 +116,7 @@ def tune(
     step = 0
     with seeded(rng), track(what, steps) as advance:
         for epoch in range(recipe.epochs):
-            model.train()
+            model.train(not recipe.as_in_use)
             for x, y in batches(pool, batch_size, rng, recipe.augment):
                 for group in optimizer.param_groups:
                     group["lr"] = recipe.lr * recipe.factor(step, steps)
