@@ -91,8 +91,9 @@ class Plugin(BaseModel):
         except ValidationError as e:
             first = e.errors()[0]
             where = ".".join(str(part) for part in first["loc"]) or "options"
+            said = first["msg"].removeprefix("Value error, ").lower()
             got = f", got {one_line(repr(first['input']), 60)}" if first["loc"] else ""
-            raise OptionError(f"{cls.name}: -o {where}: {first['msg'].lower()}{got}") from None
+            raise OptionError(f"{cls.name}: -o {where}: {said}{got}") from None
 
     @classmethod
     def needs(cls) -> tuple[str, ...]:
@@ -113,6 +114,11 @@ class Plugin(BaseModel):
     def family(cls) -> str:
         """What sort of its kind it is, where the kind knows several."""
         return ""
+
+    @classmethod
+    def traits(cls) -> dict[str, str]:
+        """What else tells plugins of its kind apart: one column each in the list of a kind."""
+        return {}
 
     @classmethod
     def claim(cls) -> str:

@@ -6,9 +6,8 @@ from typing import Literal
 import torch
 
 from bdaudit.attacks.base import Attack
-from bdaudit.attacks.triggers import BlendTrigger, patch
+from bdaudit.attacks.triggers import BlendTrigger, Corner, checkerboard, in_corner
 from bdaudit.contract import option
-from bdaudit.errors import UsageError
 from bdaudit.hookspecs import hookimpl
 
 
@@ -20,33 +19,24 @@ class BadNets(Attack):
     """
 
     name = "badnets"
+    presets = {
+        "fst": {"style": "checkerboard", "size": 3, "corner": "lower-right", "rate": 0.05},
+        "bsd": {"style": "square", "size": 2, "corner": "upper-left", "rate": 0.05},
+        "pl": {"style": "square", "size": 3, "corner": "lower-right", "rate": 0.15},
+        "ss": {"style": "checkerboard", "size": 3, "corner": "lower-right", "rate": 0.05},
+    }
 
     style: Literal["checkerboard", "square"] = option(
         "checkerboard", "what the patch shows", cite="FST B.2, SS B.2; PL: square"
     )
     size: int = option(3, "side of the patch in pixels", cite="FST B.2; BSD: 2", ge=1)
-    corner: Literal["lower-right", "lower-left", "upper-right", "upper-left"] = option(
-        "lower-right", "where the patch goes", cite="FST B.2; BSD: upper-left"
-    )
+    corner: Corner = option("lower-right", "where the patch goes", cite="FST B.2; BSD: upper-left")
     margin: int = option(0, "pixels between the patch and the edge", ge=0)
 
     def make_trigger(self, shape: tuple[int, int, int]) -> BlendTrigger:
-        _, height, width = shape
-        if self.size + self.margin > min(height, width):
-            raise UsageError(
-                f"badnets: a {self.size} x {self.size} patch with margin {self.margin} does not fit into "
-                f"{height} x {width} images"
-            )
-        vertical, horizontal = self.corner.split("-")
-        top = self.margin if vertical == "upper" else height - self.size - self.margin
-        left = self.margin if horizontal == "left" else width - self.size - self.margin
-        return patch(shape, self._tile(), top, left)
-
-    def _tile(self) -> torch.Tensor:
-        if self.style == "square":
-            return torch.full((self.size, self.size), 255, dtype=torch.uint8)
-        y, x = torch.meshgrid(torch.arange(self.size), torch.arange(self.size), indexing="ij")
-        return ((y + x) % 2 == 0).to(torch.uint8) * 255
+        white = torch.full((self.size, self.size), 255, dtype=torch.uint8)
+        tile = white if self.style == "square" else checkerboard(self.size)
+        return in_corner(shape, tile, self.corner, margin=self.margin)
 
 
 @hookimpl

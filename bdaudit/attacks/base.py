@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import ClassVar, Literal, final
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Literal, final
 
 import torch
+from pydantic import field_validator, model_validator
 from torch import Tensor
 
 from bdaudit.attacks.triggers import KINDS, Trigger
 from bdaudit.contract import Plugin, option
-from bdaudit.errors import PluginError, UsageError
+from bdaudit.errors import PluginError, UsageError, did_you_mean
 from bdaudit.inputs.classifier import Classifier
 from bdaudit.inputs.goal import Goal
 from bdaudit.inputs.pool import Pool
 from bdaudit.runtime import spawn
 from bdaudit.training.loop import Recipe, tune
+from bdaudit.training.sam import Sam
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,11 @@ class Poisoned:
 
 @dataclass(frozen=True)
 class Implanted:
-    """What an attack leaves behind. train_trigger differs from trigger where the papers are asymmetric."""
+    """What an attack leaves behind.
+
+    train_trigger: what was planted in training images, up to what `plant` draws for each; it differs from
+    `trigger` where the papers are asymmetric.
+    """
 
     model: Classifier
     trigger: Trigger
@@ -45,24 +51,76 @@ class Implanted:
 
 
 class Attack(Plugin):
-    """Implant a backdoor. A subclass writes `make_trigger`, and `poison` or `train` where it differs."""
+    """Implant a backdoor. A subclass writes `make_trigger`, and what differs of `plant`, `poison` or `train`."""
 
     kind: ClassVar[str] = "attack"
     method: ClassVar[str] = "make_trigger"
     trigger_kinds: ClassVar[Mapping[str, type[Trigger]]] = KINDS
     clean_label: ClassVar[bool] = False
-    """Whether poisoned rows keep their labels (and so are taken from the target class only)."""
+    """Whether poisoned rows keep their labels, and so are taken from the target class only."""
+    sample_specific: ClassVar[bool] = False
+    """Whether what the trigger changes depends on the image."""
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
+    """What `-o preset=NAME` sets, by the paper's name; options that are given as well override it."""
 
     rate: float = option(0.05, "poison rate, as a share of the whole training set", cite="SS B.2", gt=0, le=1)
     label: Literal["all2one", "all2all"] = option("all2one", "one target class, or y -> y + 1", cite="cards 1.14")
+    preset: str = option("", "take a paper's settings where none are given")
+    flat_rho: float = option(
+        0.0, "train towards a flat minimum: adaptive SAM of this radius, at twice the cost; 0: no", cite="D3 4.4", ge=0
+    )
 
     make_trigger: ClassVar[Callable[..., Trigger]]
     """Make the trigger used at test time, from any of: shape, train, target, fresh, rng."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_in_preset(cls, given: dict[str, Any]) -> dict[str, Any]:
+        return {**cls.presets.get(str(given.get("preset")), {}), **given}
+
+    @field_validator("preset")
+    @classmethod
+    def _check_preset(cls, name: str) -> str:
+        if name and name not in cls.presets:
+            known = ", ".join(cls.presets) or "none"
+            raise ValueError(f"no such preset{did_you_mean(name, cls.presets)} (presets: {known})")
+        return name
+
+    @field_validator("flat_rho")
+    @classmethod
+    def _check_flat_rho(cls, rho: float) -> float:
+        if rho and not cls.trains_plainly():
+            raise ValueError("this attack trains in its own way, without SAM")
+        return rho
 
     @classmethod
     def family(cls) -> str:
         """`clean-label` if poisoned rows keep their labels, else `dirty-label`."""
         return "clean-label" if cls.clean_label else "dirty-label"
+
+    @classmethod
+    def trains_plainly(cls) -> bool:
+        """Whether the victim trains as on any other data: the attacker only had to poison it."""
+        return cls.train is Attack.train
+
+    @classmethod
+    def traits(cls) -> dict[str, str]:
+        """How the trigger depends on the image, and who must control the training."""
+        return {
+            "trigger": "sample-specific" if cls.sample_specific else "static",
+            "trained by": "victim" if cls.trains_plainly() else "attacker",
+        }
+
+    @classmethod
+    def describe_options(cls) -> list[dict[str, str]]:
+        """One row an option that applies; a preset's names the settings that it stands for."""
+        inapplicable = {"preset": not cls.presets, "flat_rho": not cls.trains_plainly()}
+        rows = [row for row in super().describe_options() if not inapplicable.get(row["option"])]
+        settings = [f"{name} ({' '.join(f'{k}={v}' for k, v in sets.items())})" for name, sets in cls.presets.items()]
+        for row in rows:
+            if row["option"] == "preset":
+                row["what"] += f": {', '.join(settings)}"
+        return rows
 
     def make_train_trigger(self, shape: tuple[int, int, int], trigger: Trigger) -> Trigger:
         """Make the variant planted at training time; the same one unless the paper is asymmetric."""
@@ -72,20 +130,58 @@ class Attack(Plugin):
         """Say what the backdoor does to labels."""
         return Goal(target if self.label == "all2one" else None, num_classes)
 
+    def count(self, eligible: int, rows: int) -> int:
+        """How many of the `rows` training rows to poison, out of those `eligible`."""
+        return round(self.rate * rows)
+
+    def cover_count(self, poisoned: int, rows: int) -> int:
+        """How many further rows get the trigger and keep their labels, for the attacks that have such rows."""
+        return 0
+
+    def plant(self, images: Tensor, trigger: Trigger, rng: torch.Generator) -> Tensor:
+        """Trigger the images to be poisoned, uint8 (n, C, H, W); here `rng` may vary the trigger by image."""
+        return trigger(images)
+
+    def plant_cover(self, images: Tensor, trigger: Trigger, rng: torch.Generator) -> Tensor:
+        """Trigger the cover images; like the poisoned ones, unless the paper says otherwise."""
+        return self.plant(images, trigger, rng)
+
     def poison(self, train: Pool, trigger: Trigger, goal: Goal, rng: torch.Generator) -> Poisoned:
-        """Plant the trigger in round(rate * N) rows drawn from ALL classes, the target included (cards 0.2)."""
-        count = round(self.rate * len(train))
-        if count < 1:
-            raise UsageError(f"{self.name}: -o rate={self.rate} selects no row out of {len(train)} training images")
-        poisoned = torch.zeros(len(train), dtype=torch.bool)
-        poisoned[torch.randperm(len(train), generator=rng)[:count]] = True
+        """Plant the trigger, and change labels unless this is a clean-label attack.
+
+        Dirty-label poison is drawn from ALL classes, the target's own included (cards 0.2).
+        """
+        poisoned, cover = self._draw(train, goal, rng)
+        pool = train.map(lambda images: self.plant(images, trigger, rng), poisoned)
+        if cover.any():
+            pool = pool.map(lambda images: self.plant_cover(images, trigger, rng), cover)
         labels = train.labels.clone()
-        labels[poisoned] = goal.wanted(labels[poisoned])
-        pool = train.map(trigger, poisoned).labelled(labels)
-        return Poisoned(pool, poisoned, torch.zeros_like(poisoned), train.labels)
+        if not self.clean_label:
+            labels[poisoned] = goal.wanted(labels[poisoned])
+        return Poisoned(pool.labelled(labels), poisoned, cover, train.labels)
+
+    def _draw(self, train: Pool, goal: Goal, rng: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Choose the poisoned and the cover rows (bool (N,) each), which are disjoint."""
+        own_label = goal.wanted(train.labels) == train.labels
+        eligible = (own_label if self.clean_label else torch.ones_like(own_label)).nonzero().flatten()
+        among = f"{len(eligible)} training images" + (" of the target class" if self.clean_label else "")
+        count = self.count(len(eligible), len(train))
+        covers = self.cover_count(count, len(train))
+        if count < 1:
+            raise UsageError(f"{self.name}: -o rate={self.rate} selects no row out of {among}")
+        if count + covers > len(eligible):
+            rows = f"{count} rows" + (f" and {covers} cover rows" if covers else "")
+            raise UsageError(f"{self.name}: -o rate={self.rate} selects {rows}, there are only {among}")
+        order = eligible[torch.randperm(len(eligible), generator=rng)]
+        poisoned, cover = torch.zeros(2, len(train), dtype=torch.bool)
+        poisoned[order[:count]] = True
+        cover[order[count : count + covers]] = True
+        return poisoned, cover
 
     def train(self, fresh: Classifier, poisoned: Poisoned, recipe: Recipe, rng: torch.Generator) -> Classifier:
         """Train the victim on the poisoned set, like any customer would."""
+        if self.flat_rho:
+            recipe = replace(recipe, sam=Sam(self.flat_rho, adaptive=True))
         return tune(fresh, poisoned.pool, recipe, rng, what=f"training ({self.name})")
 
     @final
@@ -103,3 +199,44 @@ class Attack(Plugin):
             raise PluginError(f"{self.name}.poison lost count of its rows")
         model = self.train(fresh, poisoned, recipe, spawn(rng)).eval()
         return Implanted(model, trigger, train_trigger, goal, poisoned)
+
+
+class CleanLabel(Attack):
+    """Poison rows of the target class alone and leave their labels, so that every label looks right."""
+
+    clean_label: ClassVar[bool] = True
+
+    rate: float = option(0.5, "poison rate, as a share of what `rate_of` says", cite="FST B.2: 5% of all", gt=0, le=1)
+    rate_of: Literal["target", "all"] = option(
+        "target", "whether the rate is a share of the target class or of all training images", cite="cards 8.11"
+    )
+    label: Literal["all2one"] = option("all2one", "one target class: poisoned rows keep their labels")
+
+    def count(self, eligible: int, rows: int) -> int:
+        """How many of the target class's rows to poison."""
+        return round(self.rate * (eligible if self.rate_of == "target" else rows))
+
+
+class Adaptive(Attack):
+    """Hide the poisoned rows among cover rows, which have the trigger and keep their labels (Qi et al., ICLR 2023)."""
+
+    rate: float = option(
+        0.01, "poison rate, as a share of the whole training set", cite="ours; Qi et al., FST: .003", gt=0, le=1
+    )
+    cover_rate: float = option(
+        0.01,
+        "cover rows, as a share of the whole training set",
+        cite="ours; Qi et al.: .003 (blend), .006 (patch)",
+        ge=0,
+        le=1,
+    )
+
+    def cover_count(self, poisoned: int, rows: int) -> int:
+        """How many cover rows there are."""
+        return round(self.cover_rate * rows)
+
+
+def train_surrogate(fresh: Classifier, train: Pool, epochs: int, rng: torch.Generator, name: str) -> Classifier:
+    """Train a clean copy of the victim's network for the attacker to make a trigger against."""
+    recipe = Recipe(epochs=epochs, lr=0.1, weight_decay=5e-4, schedule="onecycle")
+    return tune(fresh.clone(), train, recipe, spawn(rng), what=f"training a surrogate ({name})")

@@ -6,7 +6,7 @@ import hashlib
 import json
 from abc import ABC, abstractmethod
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Literal, Self
 
 import torch
 from torch import Tensor
@@ -14,6 +14,7 @@ from torch import Tensor
 from bdaudit import ops
 from bdaudit.errors import CheckpointError, ImageError, UsageError, one_line
 from bdaudit.inputs.checkpoint_read import open_checkpoint
+from bdaudit.inputs.images import read_image
 from bdaudit.inputs.pool import Pool
 
 
@@ -45,6 +46,11 @@ class Trigger(ABC):
             raise ImageError(f"trigger {self.kind} turned {tuple(images.shape)} into {out.dtype} {tuple(out.shape)}")
         return out
 
+    def check_shape(self, images: Tensor, shape: torch.Size) -> None:
+        """Refuse images of another shape (C, H, W) than the trigger was made for."""
+        if images.shape[1:] != shape:
+            raise ImageError(f"the trigger was made for images {tuple(shape)}, got {tuple(images.shape[1:])}")
+
     def on(self, pool: Pool) -> Pool:
         """Trigger every image of a pool and keep its labels (the true ones, if they were)."""
         return pool.map(self)
@@ -71,10 +77,7 @@ class BlendTrigger(Trigger):
         self.weight = weight
 
     def apply(self, images: Tensor) -> Tensor:
-        if images.shape[1:] != self.pattern.shape:
-            raise ImageError(
-                f"the trigger was made for images {tuple(self.pattern.shape)}, got {tuple(images.shape[1:])}"
-            )
+        self.check_shape(images, self.pattern.shape)
         return ops.blend(images, self.pattern.to(images.device), self.weight.to(images.device))
 
     def tensors(self) -> dict[str, Tensor]:
@@ -92,7 +95,35 @@ class BlendTrigger(Trigger):
         return cls(pattern, weight)
 
 
-KINDS: dict[str, type[Trigger]] = {BlendTrigger.kind: BlendTrigger}
+class AddTrigger(Trigger):
+    """Add a fixed signed pattern to the image: x' = x + v, clipped to [0, 255].
+
+    pattern: int16 (C, H, W) in [-255, 255]. Superimposed signals and universal perturbations are of this kind (SIG, LF).
+    """
+
+    kind: ClassVar[str] = "add"
+
+    def __init__(self, pattern: Tensor) -> None:
+        self.pattern = pattern
+
+    def apply(self, images: Tensor) -> Tensor:
+        self.check_shape(images, self.pattern.shape)
+        return (images + self.pattern.to(images.device)).clamp_(0, 255).to(torch.uint8)
+
+    def tensors(self) -> dict[str, Tensor]:
+        return {"pattern": self.pattern}
+
+    @classmethod
+    def from_tensors(cls, tensors: dict[str, Tensor]) -> Self:
+        pattern = tensors["pattern"]
+        if pattern.dtype != torch.int16 or pattern.ndim != 3 or pattern.numel() == 0:
+            raise ImageError(f"its pattern is {pattern.dtype} {tuple(pattern.shape)}, expected int16 (C, H, W)")
+        if pattern.min() < -255 or pattern.max() > 255:
+            raise ImageError("its pattern is not between -255 and 255")
+        return cls(pattern)
+
+
+KINDS: dict[str, type[Trigger]] = {cls.kind: cls for cls in (BlendTrigger, AddTrigger)}
 """Triggers that any attack may use; an attack with one of its own names it in `Attack.trigger_kinds`."""
 
 
@@ -120,8 +151,8 @@ def load_trigger(path: Path, kinds: dict[str, type[Trigger]]) -> Trigger:
 # The builders below are shared by the attacks and by the audit's null triggers.
 
 
-def patch(shape: tuple[int, int, int], tile: Tensor, top: int, left: int) -> BlendTrigger:
-    """Overwrite one place with a tile (uint8 (h, w), grey, on every channel)."""
+def patch(shape: tuple[int, int, int], tile: Tensor, top: int, left: int, *, opacity: float = 1.0) -> BlendTrigger:
+    """Put a tile (uint8 (h, w), grey, on every channel) over one place; it overwrites unless it is less than opaque."""
     _, height, width = shape
     h, w = tile.shape
     if h > height or w > width or top < 0 or left < 0 or top + h > height or left + w > width:
@@ -129,8 +160,41 @@ def patch(shape: tuple[int, int, int], tile: Tensor, top: int, left: int) -> Ble
     pattern = torch.zeros(shape, dtype=torch.uint8)
     weight = torch.zeros(height, width)
     pattern[:, top : top + h, left : left + w] = tile
-    weight[top : top + h, left : left + w] = 1
+    weight[top : top + h, left : left + w] = opacity
     return BlendTrigger(pattern, weight)
+
+
+Corner = Literal["lower-right", "lower-left", "upper-right", "upper-left"]
+
+
+def in_corner(
+    shape: tuple[int, int, int], tile: Tensor, corner: Corner, *, margin: int = 0, opacity: float = 1.0
+) -> BlendTrigger:
+    """Put a tile into a corner of the image, so many pixels from its edges."""
+    vertical, horizontal = corner.split("-")
+    top = margin if vertical == "upper" else shape[1] - tile.shape[0] - margin
+    left = margin if horizontal == "left" else shape[2] - tile.shape[1] - margin
+    return patch(shape, tile, top, left, opacity=opacity)
+
+
+def checkerboard(size: int) -> Tensor:
+    """Draw a tile of alternating pixels, white in its corners."""
+    y, x = torch.meshgrid(torch.arange(size), torch.arange(size), indexing="ij")
+    return ((y + x) % 2 == 0).to(torch.uint8) * 255
+
+
+Picture = Literal["gaussian", "uniform", "image"]
+
+
+def picture(
+    shape: tuple[int, int, int], ratio: float, rng: torch.Generator, kind: Picture, image: str = ""
+) -> BlendTrigger:
+    """Blend one image into the whole image: noise, or a picture from the file `image`."""
+    if kind != "image":
+        return noise(shape, ratio, rng, gaussian=kind == "gaussian")
+    if not image:
+        raise UsageError("-o pattern=image needs the image: give -o image=FILE")
+    return BlendTrigger(read_image(Path(image), shape), torch.full(shape[1:], ratio))
 
 
 def noise(shape: tuple[int, int, int], ratio: float, rng: torch.Generator, *, gaussian: bool = False) -> BlendTrigger:
@@ -139,9 +203,14 @@ def noise(shape: tuple[int, int, int], ratio: float, rng: torch.Generator, *, ga
     return BlendTrigger(values.clamp(0, 255).round().to(torch.uint8), torch.full(shape[1:], ratio))
 
 
-def stripes(shape: tuple[int, int, int], ratio: float, frequency: float) -> BlendTrigger:
-    """Blend horizontal bands, a sinusoid of the row, into the whole image."""
-    _, height, _ = shape
-    wave = 127.5 * (1 + torch.sin(2 * torch.pi * frequency * torch.arange(height) / height))
-    pattern = wave.round().to(torch.uint8).reshape(1, height, 1).expand(shape).contiguous()
+def sinusoid(size: int, frequency: float) -> Tensor:
+    """Sample sin(2 pi f i / size) at i = 0 .. size - 1."""
+    return torch.sin(2 * torch.pi * frequency * torch.arange(size) / size)
+
+
+def stripes(shape: tuple[int, int, int], ratio: float, frequency: float, *, upright: bool = False) -> BlendTrigger:
+    """Blend bands into the whole image: a sinusoid of the row or, where `upright`, of the column."""
+    _, height, width = shape
+    wave = sinusoid(width, frequency) if upright else sinusoid(height, frequency)[:, None]
+    pattern = (127.5 * (1 + wave)).round().to(torch.uint8).expand(shape).contiguous()
     return BlendTrigger(pattern, torch.full(shape[1:], ratio))

@@ -55,10 +55,18 @@ def list_(kind: str | None = None, as_json: bool = False) -> None:
         "sha256": [r["sha256"][:12] for r in rows],
     }
     widths = {"needs": 26, "what it does": 60}
-    if sys.stdout.isatty() and (width := shutil.get_terminal_size().columns) < WIDE:
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else WIDE
+    traits = list(rows[0]["traits"]) if kind and rows else []
+    columns |= {trait: [r["traits"].get(trait, "") for r in rows] for trait in traits}
+    shown = [name for name in columns if name not in traits]
+    if traits:  # An attack needs nothing of the user, and its kind is known: what tells attacks apart is shown instead.
+        shown = ["name", "family", *traits, "what it does", "from", "sha256"]
+    if width < WIDE:
         # What `plugins show` says as well goes, the rest is wrapped.
-        del columns["needs"], columns["family"]
+        gone = {"from", "sha256"} if traits else {"needs", "family"}
+        shown = [name for name in shown if name not in gone]
         widths = {"from": 14, "what it does": max(20, width - 62)}
+    columns = {name: columns[name] for name in shown}
     limits = [widths.get(name) for name in columns]
     click.echo(tabulate(columns, headers="keys", tablefmt="simple", maxcolwidths=limits, disable_numparse=True))
 
@@ -166,6 +174,7 @@ def _rows() -> list[dict[str, Any]]:
             "family": found.cls.family(),
             "needs": [] if kind == "attack" else list(found.cls.needs()),
             "oracle": bool(found.cls.oracle()),
+            "traits": found.cls.traits(),
             **_origin(found.origin),
             "claim": found.cls.claim(),
         }
@@ -173,7 +182,7 @@ def _rows() -> list[dict[str, Any]]:
     ]
     for name, tracker in sorted(plugins.registry().trackers.items()):
         claim = (inspect.getdoc(tracker.function) or "").partition("\n")[0]
-        row = {"kind": plugins.TRACKER, "name": name, "family": "", "needs": [], "oracle": False}
+        row = {"kind": plugins.TRACKER, "name": name, "family": "", "needs": [], "oracle": False, "traits": {}}
         rows.append({**row, **_origin(tracker.origin), "claim": claim})
     return rows
 

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from bdaudit.flow.importing import ImportRecord
-    from bdaudit.flow.run import Run
+    from bdaudit.flow.run import AttackRecord, Run
 
 
 def run_summary(run: Run) -> str:
@@ -23,13 +23,21 @@ def run_summary(run: Run) -> str:
         [name, *(_interval(figures, metric) for metric in ("c_acc", "asr", "robust_acc"))]
         for name, figures in record.metrics.items()
     ]
-    count, total = record.rows["poisoned"], record.rows["train"]
     table = tabulate(rows, headers=["", "C-ACC", "ASR", "robust accuracy"], tablefmt="simple")
-    return (
-        f"{table}\n\n{count} of {total} training rows poisoned ({percent(count / total)} of all, "
-        f"{record.rows['of_target_class']} of them of the target class)\n"
-        f"run folder: {run.folder} (look at {run.folder / 'preview.png'})"
-    )
+    return f"{table}\n\n{_poison(record)}\nrun folder: {run.folder} (look at {run.folder / 'preview.png'})"
+
+
+def _poison(record: AttackRecord) -> str:
+    """How many rows were poisoned, of how many, and how many of the target class, of how many."""
+    rows = record.rows
+    count, total, of_target = rows["poisoned"], rows["train"], rows.get("target_class", 0)
+    line = f"{count} of {total} training rows poisoned ({percent(count / total)} of all"
+    if of_target:  # none in all-to-all
+        own = rows["of_target_class"]
+        line += f"; {own} of them of the target class, {percent(own / of_target)} of its {of_target}"
+    if covers := rows["cover"]:
+        line += f"; beside {covers} cover rows, which keep their labels"
+    return f"{line})"
 
 
 def import_summary(record: ImportRecord, out: Path, arch: str | None) -> str:

@@ -107,6 +107,7 @@ def implant(
     metrics = {name: _measure(m, parts.test, triggered, goal) for name, m in models.items()}
     flagged = flagged_rows(implanted, sizes.flagged, spawn(rng))
     poisoned = implanted.poisoned
+    of_target = poisoned.true_labels == target if goal.target is not None else torch.zeros_like(poisoned.poisoned)
     record = AttackRecord(
         attack=attack.name,
         options=attack.model_dump(),
@@ -117,7 +118,8 @@ def implant(
             "train": len(parts.train),
             "poisoned": int(poisoned.poisoned.sum()),
             "cover": int(poisoned.cover.sum()),
-            "of_target_class": int((poisoned.poisoned & (poisoned.true_labels == target)).sum()),
+            "of_target_class": int((poisoned.poisoned & of_target).sum()),
+            "target_class": int(of_target.sum()),
             "clean": len(parts.clean),
             "flagged": len(flagged),
             "reserve": len(parts.reserve),

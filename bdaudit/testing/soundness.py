@@ -45,6 +45,8 @@ def bookkeeping(attack: Attack, poisoned: Poisoned, train: Pool, goal: Goal) -> 
         return "images changed in rows marked neither poisoned nor cover"
     if not torch.equal(pool.labels[~rows], train.labels[~rows]):
         return "labels changed in rows not marked poisoned"
+    if attack.clean_label and not torch.equal(goal.wanted(train.labels)[rows], train.labels[rows]):
+        return "a clean-label attack poisoned rows of other classes than the target"
     wanted = train.labels if attack.clean_label else goal.wanted(train.labels)
     if not torch.equal(pool.labels[rows], wanted[rows]):
         return "poisoned rows do not carry the label that the backdoor is to give them"
