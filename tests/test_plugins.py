@@ -202,17 +202,18 @@ def test_only_the_plugin_that_was_asked_for_is_owned_up_to() -> None:
     assert found.why_not("b") == ""
 
 
+@pytest.mark.parametrize(("kind", "shown"), [([], "bdaudit 0.1.0"), (["--kind", "attack"], "dirty-label")])
 def test_a_narrow_terminal_gets_lines_that_fit(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    kind: list[str], shown: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from bdaudit.cli.main import _run
 
     monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
     monkeypatch.setenv("COLUMNS", "80")
-    assert _run(["plugins", "list"], debug=True) == 0
+    assert _run(["plugins", "list", *kind], debug=True) == 0
     lines = capsys.readouterr().out.splitlines()
     assert max(map(len, lines)) <= 80
-    assert any("bdaudit 0.1.0" in line for line in lines)
+    assert any(shown in line for line in lines)
 
 
 def test_a_file_beside_a_suspect_allows_nothing(

@@ -65,7 +65,8 @@ def list_(kind: str | None = None, as_json: bool = False) -> None:
         # What `plugins show` says as well goes, the rest is wrapped.
         gone = {"from", "sha256"} if traits else {"needs", "family"}
         shown = [name for name in shown if name not in gone]
-        widths = {"from": 14, "what it does": max(20, width - 62)}
+        others = max(map(len, columns["name"])) + (46 if traits else 49)
+        widths = {"from": 14, "what it does": max(16, width - others)}
     columns = {name: columns[name] for name in shown}
     limits = [widths.get(name) for name in columns]
     click.echo(tabulate(columns, headers="keys", tablefmt="simple", maxcolwidths=limits, disable_numparse=True))
