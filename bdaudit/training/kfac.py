@@ -65,7 +65,8 @@ class Factors:
     def natural(self, gradient: Tensor, damping: float) -> Tensor:
         """Divide a gradient (K, D) by the damped Fisher."""
         along = self.Q_g.T @ gradient @ self.Q_a
-        return self.Q_g @ (along / (self.scales + damping)) @ self.Q_a.T
+        natural: Tensor = self.Q_g @ (along / (self.scales + damping)) @ self.Q_a.T
+        return natural
 
 
 class NaturalGradient(torch.optim.Optimizer):
@@ -120,6 +121,6 @@ class NaturalGradient(torch.optim.Optimizer):
         natural = self.factors.natural(gradient, self.kfac.damping)
         length = self.param_groups[0]["lr"] ** 2 * (natural * gradient).sum()
         natural *= (self.kfac.kl_clip / length.clamp(min=EMPTY)).sqrt().clamp(max=1)
-        parts = natural.split([p[0].numel() for p in parameters], 1)
+        parts = torch.split(natural, [p[0].numel() for p in parameters], 1)
         for p, part in zip(parameters, parts, strict=True):
             p.grad = part.reshape(p.shape)
