@@ -38,7 +38,9 @@ def main() -> None:
         for row in json.loads(file.read_text()):
             groups[row["attack"], row["defense"]].append(row)
     table = [[*key, *_cells(rows)] for key, rows in sorted(groups.items())]
-    print(tabulate(table, ["attack", "defense", "audits", "verdicts", *COLUMNS], tablefmt="github", disable_numparse=True))
+    print(
+        tabulate(table, ["attack", "defense", "audits", "verdicts", *COLUMNS], tablefmt="github", disable_numparse=True)
+    )
 
 
 def _cells(rows: list[dict[str, Any]]) -> list[str]:

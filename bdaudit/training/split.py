@@ -1,15 +1,16 @@
-"""A network cut in two at its last feature map, whatever its architecture."""
+"""A network cut in two at a feature map, the last one or one at some depth, whatever its architecture."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from bdaudit.errors import UsageError
+from bdaudit.inputs import scratch
 from bdaudit.inputs.classifier import Classifier
 from bdaudit.runtime import Runtime
 
@@ -17,15 +18,18 @@ Change = Callable[[Tensor], Tensor]
 
 
 class Split:
-    """f = h(g(x)): g up to the last map of features (channels by height by width, or tokens by width), h the rest.
+    """f = h(g(x)): g up to a map of features (channels by height by width, or tokens by width), h the rest.
 
-    The cut is the output of the last module whose value alone decides the logits: what goes into the pooling of
-    a convolutional network, the tokens that leave a transformer. A network without maps is cut at its head's input.
+    The cut is the output of a module whose value alone decides the logits. Of these it is the last one: what goes
+    into the pooling of a convolutional network, the tokens that leave a transformer. With `depth` it is the one by
+    which about that share of the layers with weight matrices has run: at .5, a ResNet's second stage, half the
+    blocks of a transformer. A network without maps is cut at its head's input.
     """
 
-    def __init__(self, model: Classifier) -> None:
+    def __init__(self, model: Classifier, depth: float = 1.0) -> None:
         """Find the cut by running the network on blank images; UsageError where it has none."""
         self.model = model
+        self.depth = depth
         self._blank = torch.zeros(1, *model.preprocessing.shape, device=model.device)
         was_training = model.training
         model.eval()
@@ -57,6 +61,23 @@ class Split:
         with Runtime.of(self.model.device).autocast():
             return torch.cat([self.features(x.to(self.model.device)) for x in torch.split(images, batch_size)])
 
+    @torch.no_grad()
+    def averages_of(self, images: Tensor, batch_size: int = 256) -> Tensor:
+        """Average g(x) over its places for all uint8 pixels (N, C, H, W), positive and negative parts apart: (N, 2 D).
+
+        The mean of a map that no ReLU has cut, such as a transformer's tokens, would cancel most of what is in it.
+        The model must be in eval mode; the result is on the CPU.
+        """
+        found = []
+        with Runtime.of(self.model.device).autocast():
+            for x in torch.split(images, batch_size):
+                features = self.features(x.to(self.model.device))
+                places = _places(features)
+                halves = [features.clamp(min=0), features.clamp(max=0)]
+                found.append(torch.cat([h.mean(places) if places else h for h in halves], 1).cpu())
+                scratch.release(images)
+        return torch.cat(found)
+
     def logits(self, features: Tensor) -> Tensor:
         """Map features (N, ...) to h's logits (N, K); the model must be in eval mode.
 
@@ -72,8 +93,9 @@ class Split:
     def _find(self) -> str:
         images = torch.rand(2, *self._blank.shape[1:], generator=torch.Generator().manual_seed(0))
         images = images.to(self.model.device)
-        outputs, expected = maps_of(self.model, images)
-        for name in [*reversed(outputs), ""]:
+        reached, expected = maps_of(self.model, images)
+        later_first = list(reached)[::-1]  # of several at one depth, the last is the one that is normalised and summed
+        for name in [*sorted(later_first, key=lambda n: abs(reached[n].depth - self.depth)), ""]:
             self.at = name
             try:
                 again = self._logits(name, self.features(images))
@@ -98,15 +120,27 @@ class Split:
             hook.remove()
 
 
-def maps_of(model: Classifier, images: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+class Map(NamedTuple):
+    """What a module gave, and the share of the layers with weight matrices that had run by then."""
+
+    value: Tensor
+    depth: float
+
+
+def maps_of(model: Classifier, images: Tensor) -> tuple[dict[str, Map], Tensor]:
     """Run once; return what each module that gives one map gave, in the order in which they finish, and the logits."""
     calls: dict[str, list[Any]] = {}
+    run_by: dict[str, int] = {}
+    weighted = 0
     hooks = []
     for name, module in model.body.named_modules():
         if name:
 
-            def note(_: nn.Module, __: object, out: object, name: str = name) -> None:
+            def note(module: nn.Module, _: object, out: object, name: str = name) -> None:
+                nonlocal weighted
+                weighted += any(p.ndim > 1 for p in module.parameters(recurse=False))
                 calls.setdefault(name, []).append(out)
+                run_by[name] = weighted
 
             hooks.append(module.register_forward_hook(note))
     try:
@@ -114,10 +148,18 @@ def maps_of(model: Classifier, images: Tensor) -> tuple[dict[str, Tensor], Tenso
     finally:
         for hook in hooks:
             hook.remove()
-    maps = {n: outs[0] for n, outs in calls.items() if len(outs) == 1 and _is_map(model.body.get_submodule(n), outs[0])}
-    return maps, logits
+    names = [n for n, outs in calls.items() if len(outs) == 1 and _is_map(model.body.get_submodule(n), outs[0])]
+    return {n: Map(calls[n][0], run_by[n] / max(1, weighted)) for n in names}, logits
 
 
 def _is_map(module: nn.Module, out: object) -> bool:
     """Whether a module gave features of places, and does not pool them: what goes into the last pooling is wanted."""
     return isinstance(out, Tensor) and out.ndim > 2 and "Pool" not in type(module).__name__
+
+
+def _places(features: Tensor) -> tuple[int, ...]:
+    """The dimensions of a batch of maps that stand for places: (N, C, H, W), (N, H, W, C) as in Swin, or (N, T, D)."""
+    _, *sides = features.shape
+    if len(sides) == 3:
+        return (1, 2) if sides[0] == sides[1] != sides[2] else (2, 3)
+    return tuple(range(1, len(sides)))

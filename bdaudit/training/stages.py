@@ -36,7 +36,7 @@ def find_stages(model: Classifier, most: int) -> tuple[Stage, ...]:
     images = torch.rand(2, *shape, generator=torch.Generator().manual_seed(0)).to(frozen.device)
     with torch.no_grad():
         found, _ = maps_of(frozen, images)
-    maps = _with_channels([(n, out.shape) for n, out in found.items() if len(out) == len(images)], shape)
+    maps = _with_channels([(n, out.shape) for n, (out, _) in found.items() if len(out) == len(images)], shape)
     runs = [list(run) for _, run in groupby(maps, key=lambda m: _places(m[1], m[2]))]
     # A map of one place attends to nothing, and a single layer is no stage but the way into one.
     runs = [run for run in runs if _places(run[0][1], run[0][2]).numel() > 1 and len(run) > 1][-most:]
