@@ -3,15 +3,13 @@
 from collections.abc import Iterable
 
 import torch
-from torch import Tensor
-from torch.nn import functional as F
 
 from bdaudit.contract import option
 from bdaudit.defenses.base import Defense, Tuning
 from bdaudit.hookspecs import hookimpl
 from bdaudit.inputs.classifier import Classifier
 from bdaudit.inputs.pool import Pool
-from bdaudit.training.loop import endless, tune
+from bdaudit.training.partition import partition
 
 
 class PL(Tuning):
@@ -30,17 +28,7 @@ class PL(Tuning):
 
     def purify(self, model: Classifier, clean: Pool, malicious: Pool, rng: torch.Generator) -> Classifier:
         recipe = self.recipe(clean, optimizer="adam")
-        deal = endless(malicious.to(model.device), rng, recipe.augment)
-        ceiling = torch.tensor(float(model.num_classes)).log().item() if self.cap else float("inf")
-
-        def partition_loss(model: Classifier, x: Tensor, y: Tensor) -> Tensor:
-            z, t = deal(len(x))
-            # One pass over both halves: BatchNorm then sees the mixture that it will meet in use.
-            on_x, on_z = model(torch.cat([x, z])).split([len(x), len(z)])
-            ascent = F.cross_entropy(on_z, t, reduction="none").clamp(max=ceiling).mean()
-            return F.cross_entropy(on_x, y) - self.alpha * ascent
-
-        return tune(model, clean, recipe, rng, loss=partition_loss, what=self.name)
+        return partition(model, clean, malicious, recipe, rng, alpha=self.alpha, cap=self.cap, what=self.name)
 
 
 @hookimpl

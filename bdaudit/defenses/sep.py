@@ -1,0 +1,64 @@
+"""SEP: self-labelled exact purification."""
+
+from collections.abc import Iterable
+
+import torch
+
+from bdaudit.contract import option
+from bdaudit.defenses.base import Defense, Tuning
+from bdaudit.hookspecs import hookimpl
+from bdaudit.inputs.classifier import Classifier
+from bdaudit.inputs.pool import Pool
+from bdaudit.runtime import spawn
+from bdaudit.training.loop import tune
+from bdaudit.training.metrics import predict_logits
+from bdaudit.training.partition import partition
+from bdaudit.training.progress import say
+from bdaudit.training.screening import screen
+
+
+class SEP(Tuning):
+    """Purify on the flagged images themselves, with labels that a first purified model guesses.
+
+    Ours (docs/sep.md). Exact purification (Superficial Safety 3.1) tunes on triggered images with their true labels,
+    which takes an oracle. Here (1) both pools are screened against each other, (2) PL gives a first pass, (3) each
+    flagged image gets that model's best class other than t, and (4) the suspect is tuned on both pools.
+    """
+
+    name = "sep"
+    quick_options = {**Tuning.quick_options, "first_epochs": 1}
+
+    screening: bool = option(True, "screen the pools against each other first", cite="docs/sep.md")
+    depth: float = option(0.5, "how far up the network the pools are compared", cite="docs/sep.md", gt=0, le=1)
+    first_epochs: int = option(
+        10, "passes over the clean pool in the first pass; 0: the suspect guesses labels itself", cite="PL B", ge=0
+    )
+    first_lr: float = option(5e-4, "Adam's learning rate in the first pass", cite="PL's default here", gt=0)
+    alpha: float = option(0.2, "weight of the malicious loss in the first pass", cite="PL section 5", ge=0)
+
+    def purify(self, model: Classifier, clean: Pool, malicious: Pool, target: int, rng: torch.Generator) -> Classifier:
+        first_rng, last_rng, screen_rng = (spawn(rng) for _ in range(3))
+        if self.screening:
+            found = screen(model, clean, malicious, target, screen_rng, depth=self.depth)
+            say(f"sep: {found}")
+            clean, malicious = found.pools(clean, malicious)
+        first = model.clone()
+        if self.first_epochs:
+            recipe = self.recipe(clean, optimizer="adam", epochs=self.first_epochs, lr=self.first_lr)
+            first = partition(
+                first, clean, malicious, recipe, first_rng, alpha=self.alpha, cap=True, what="sep: first pass"
+            )
+        both = Pool.concat([clean, malicious.labelled(guessed(first, malicious, target))])
+        return tune(model, both, self.recipe(both), last_rng, what=self.name)
+
+
+def guessed(model: Classifier, pool: Pool, target: int) -> torch.Tensor:
+    """Guess a label for each triggered image: the model's best class other than t (int64, (N,))."""
+    logits = predict_logits(model, pool.images)
+    logits[:, target] = -torch.inf
+    return logits.argmax(1)
+
+
+@hookimpl
+def bdaudit_defenses() -> Iterable[type[Defense]]:
+    return [SEP]
