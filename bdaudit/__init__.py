@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from bdaudit.api import import_record as import_record
     from bdaudit.api import load as load
     from bdaudit.api import purify as purify
+    from bdaudit.api import screen as screen
     from bdaudit.errors import BdauditError as BdauditError
     from bdaudit.flow.implant import Sizes as Sizes
     from bdaudit.inputs.classifier import Classifier as Classifier
@@ -33,6 +34,7 @@ _HOMES = {
     "import_record": "bdaudit.api",
     "load": "bdaudit.api",
     "purify": "bdaudit.api",
+    "screen": "bdaudit.api",
     "BdauditError": "bdaudit.errors",
     "Sizes": "bdaudit.flow.implant",
     "Classifier": "bdaudit.inputs.classifier",

@@ -16,12 +16,14 @@ from bdaudit.attacks.triggers import Trigger
 from bdaudit.defenses.base import Defense
 from bdaudit.errors import InputError, UsageError, one_line
 from bdaudit.flow import audit as flow
-from bdaudit.flow.gather import audit_evidence, purification_evidence
+from bdaudit.flow.evidence import Evidence
+from bdaudit.flow.gather import audit_evidence, default_clean, purification_evidence, with_pools
 from bdaudit.flow.implant import Sizes, default_recipe, implant
 from bdaudit.flow.importing import ImportRecord, find_importer, is_import, write_import
 from bdaudit.flow.output import is_audit, write_audit
 from bdaudit.flow.pools import Images, as_pool
 from bdaudit.flow.run import Run, is_run, open_run
+from bdaudit.flow.screening import Screened, is_screen, screen_evidence, write_screen
 from bdaudit.flow.suspect import PathLike, Suspect, load, open_second, open_suspect, wrap
 from bdaudit.flow.tracking import tell_trackers
 from bdaudit.importers import Importer
@@ -36,7 +38,7 @@ from bdaudit.report.pictures import encode
 from bdaudit.report.schema import Exhibit, Granted, Policy, Report
 from bdaudit.runtime import Runtime, generator, pick_device
 
-__all__ = ["attack", "audit", "demo", "import_record", "load", "purify", "save"]
+__all__ = ["attack", "audit", "demo", "import_record", "load", "purify", "save", "screen"]
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -54,6 +56,7 @@ def purify(
     train: Images | None = None,
     options: Mapping[str, Any] | None = None,
     normalisation: str | None = None,
+    screen: bool = False,
     seed: int = 0,
     device: str = "auto",
 ) -> M:
@@ -62,6 +65,7 @@ def purify(
     model: a `Classifier`, or any module whose last layer is linear and which takes floats in [0, 1] (or
     normalised as `normalisation` names). clean, malicious, train: folders, .npz or .csv files, pools, or tensors.
     target: else the class that the model gives most malicious images. trigger: for oracle defenses only.
+    screen: screen clean and malicious images against each other first.
     """
     if not isinstance(model, nn.Module):
         raise UsageError("purify wants a model in memory: bdaudit.load(path).classifier opens a file")
@@ -72,7 +76,14 @@ def purify(
     suspect = Runtime.of(pick_device(device)).place(classifier.clone())
     chosen = defense if isinstance(defense, Defense) else plugins.get("defense", defense).parse(options)
     evidence = purification_evidence(
-        Suspect(suspect), chosen, clean=clean, malicious=malicious, target=target, trigger=trigger, train=train
+        Suspect(suspect),
+        chosen,
+        clean=clean,
+        malicious=malicious,
+        target=target,
+        trigger=trigger,
+        train=train,
+        screen_with=generator(seed) if screen else None,
     )
     purified, _ = flow.purify(chosen, evidence, seed)
     result = purified if isinstance(model, Classifier) else purified.body
@@ -88,6 +99,7 @@ def audit(
     malicious: Images | None = None,
     target: int | None = None,
     train: Images | None = None,
+    screen: bool = False,
     run: PathLike | None = None,
     reference: PathLike | Classifier | None = None,
     others: Sequence[PathLike | Classifier] = (),
@@ -105,7 +117,7 @@ def audit(
     """Audit a model after a defense, or a model that somebody else purified: purify, retune, query, judge.
 
     run: a run folder, whose trigger is then known. Without one, `malicious` images are cut into disjoint parts
-    for the defense, for reactivation and for evaluation. options: `name` for the defense, `probe.name` for
+    for the defense, for reactivation and for evaluation. screen: the defense's are screened. options: `name` for the defense, `probe.name` for
     probes. reference: a clean or exactly purified model; made by `ep` where the trigger is known.
     others: further purified models, which the probe `transfer` tries its perturbations on.
     evaluate: images per rate, at most. out: a folder to write report.json, report.html and the purified model to.
@@ -135,6 +147,7 @@ def audit(
             tuned_elsewhere=purified is not None,
             min_triggered=rules.min_triggered,
             rng=generator(seed),
+            screen=screen,
         )
         other = open_second(purified, suspect) if purified is not None else None
         audited = flow.audit(
@@ -157,6 +170,41 @@ def audit(
     if track:
         tell_trackers(audited.report, Path(out).resolve() if out is not None else None)
     return audited.report
+
+
+def screen(
+    model: PathLike | nn.Module,
+    *,
+    malicious: Images,
+    clean: Images | None = None,
+    target: int | None = None,
+    depth: float = 0.5,
+    arch: str | None = None,
+    normalisation: str | None = None,
+    seed: int = 0,
+    device: str = "auto",
+    out: PathLike | None = None,
+) -> Screened:
+    """Find triggered images among the clean ones and clean ones among the flagged, by the model's own features.
+
+    target: else the class that the model gives most malicious images. depth: how far up the network the images are
+    compared. out: a folder to write both pools, the scores of all images and a chart to, whole or not at all.
+    """
+    with ExitStack() as stack:
+        folder = stack.enter_context(atomic_folder(out, replace_if=is_screen)) if out is not None else None
+        suspect = open_suspect(model, clean, arch, normalisation, device)
+        evidence = with_pools(
+            Evidence(suspect.classifier, notes=suspect.notes),
+            suspect,
+            default_clean(suspect, clean, None),
+            malicious,
+            target,
+            None,
+        )
+        result = screen_evidence(evidence, generator(seed), depth, seed=seed, **_files(suspect, None))
+        if folder is not None:
+            write_screen(folder, result, suspect.classifier.classes)
+    return result
 
 
 def attack(

@@ -187,6 +187,7 @@ def model_inputs(function: F) -> F:
         click.option("--normalise", "normalisation", help="How pixels are normalised, where the file does not say: a dataset's name, [0,1] or [-1,1]."),
         click.option("--arch", help="Architecture, where it cannot be told from the file: resnet18:width=16, timm:NAME, or your own models.py:make_model, which is run."),
         click.option("--attack", "attack_run", type=path, help="A run folder: the trigger is then known (ORACLE for defenses)."),
+        click.option("--screen", is_flag=True, help="Screen clean and flagged images against each other first; see `bdaudit screen`."),
         click.option("--train", type=path, help="The untrusted training set, for in-training defenses."),
         click.option("--target", type=click.IntRange(0), help="The target class, if known."),
         click.option("--malicious", type=path, help="Flagged images: a folder (flat or one sub-folder a true class), .npz or .csv."),

@@ -18,6 +18,7 @@ from bdaudit.errors import BdauditError, UnusedFiles, did_you_mean, one_line
 COMMANDS = {
     "demo": "Backdoor a small model on real data, purify it, audit it.",
     "attack": "Train a backdoored model and lay out what an auditor would receive.",
+    "screen": "Find triggered images among the clean ones, and clean ones among the flagged.",
     "purify": "Purify a suspect model.",
     "audit": "Purify, retune, query, report: is the purification real?",
     "import": "Lay out what another tool left (BackdoorBench) for an audit.",

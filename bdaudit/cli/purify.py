@@ -23,6 +23,7 @@ def command(
     malicious: Path | None,
     target: int | None,
     train: Path | None,
+    screen: bool,
     attack_run: Path | None,
     arch: str | None,
     normalisation: str | None,
@@ -47,6 +48,7 @@ def command(
     from bdaudit.flow.audit import purify
     from bdaudit.flow.gather import purification_evidence
     from bdaudit.inputs.files import check_writable
+    from bdaudit.runtime import generator
     from bdaudit.training.progress import progress_shown, say
 
     warn_broken()
@@ -62,7 +64,14 @@ def command(
             model, arch=arch, normalisation=normalisation, clean=clean or model.parent / "clean", device=device
         )
         evidence = purification_evidence(
-            suspect, chosen, clean=clean, malicious=malicious, target=target, train=train, run=attack_run
+            suspect,
+            chosen,
+            clean=clean,
+            malicious=malicious,
+            target=target,
+            train=train,
+            run=attack_run,
+            screen_with=generator(seed) if screen else None,
         )
         for name in chosen.oracle():
             say(f"ORACLE: {defense} uses {name}; a real defender would not have it")

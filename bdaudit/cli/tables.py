@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from tabulate import tabulate
 
+from bdaudit.errors import one_line
 from bdaudit.report.verdict import percent
 
 if TYPE_CHECKING:
@@ -14,6 +15,8 @@ if TYPE_CHECKING:
 
     from bdaudit.flow.importing import ImportRecord
     from bdaudit.flow.run import AttackRecord, Run
+    from bdaudit.flow.run import Run
+    from bdaudit.flow.screening import ScreenRecord
 
 
 def run_summary(run: Run) -> str:
@@ -55,6 +58,27 @@ def import_summary(record: ImportRecord, out: Path, arch: str | None) -> str:
     if "clean" not in record.images:
         lines.append("no clean images: give your own with --clean, or import again with --data")
     return "\n".join([*lines, f"written to {out}; to audit it:", *_audit_commands(record, out, arch)])
+
+
+def screen_summary(record: ScreenRecord, model: Path, out: Path) -> str:
+    """What a screening came to, what was written, and the command that goes on from there."""
+    n = record.images
+    rows = [
+        ["clean", n["clean_given"], f"{record.moved} moved", n["clean"]],
+        ["flagged", n["flagged_given"], f"{record.dropped} dropped, {record.moved} joined", n["flagged"]],
+    ]
+    pools = " ".join(
+        f"--{option} {shlex.quote(str(out / name))}" for option, name in (("clean", "clean"), ("malicious", "flagged"))
+    )
+    return "\n".join(
+        [
+            f"target: class {record.target} ({one_line(record.target_class, 40)})",
+            record.statement,
+            tabulate(rows, headers=["", "given", "", "written"], tablefmt="simple"),
+            f"written to {out} (scores: {out / 'scores.svg'}, {out / 'screen.csv'}); to purify with it:",
+            f"bdaudit purify {shlex.quote(str(model))} --defense sep {pools} --target {record.target}",
+        ]
+    )
 
 
 def _audit_commands(record: ImportRecord, out: Path, arch: str | None) -> list[str]:

@@ -15,6 +15,7 @@ from bdaudit.errors import InputError, MissingInput, UsageError, one_line
 from bdaudit.flow.evidence import Evidence, find_target, from_clean, from_folders, from_run, target_label
 from bdaudit.flow.pools import Images, pool_for
 from bdaudit.flow.run import Run, open_run
+from bdaudit.flow.screening import screened
 from bdaudit.flow.suspect import PathLike, Suspect, open_second
 from bdaudit.inputs.classifier import Classifier
 from bdaudit.inputs.goal import Goal
@@ -33,10 +34,16 @@ def purification_evidence(
     trigger: Trigger | None = None,
     train: Images | None = None,
     run: PathLike | None = None,
+    screen_with: torch.Generator | None = None,
 ) -> Evidence:
     """Gather what a defense names, and only that; say what is missing before any work."""
     defense.check_model(suspect.classifier)
     wants = defense.wants()
+    """Gather what a defense names, and only that; say what is missing before any work.
+
+    screen_with: screen clean and flagged images against each other first, with this randomness.
+    """
+    wants = defense.wants() + (() if screen_with is None else ("clean", "malicious"))
     evidence = Evidence(suspect.classifier)
     opened = open_run(run) if run is not None else None
     if opened is not None and "trigger" in wants:
@@ -49,7 +56,7 @@ def purification_evidence(
         evidence = replace(evidence, goal=Goal(target, suspect.classifier.num_classes))
     clean = default_clean(suspect, clean, opened) if "clean" in wants else None
     check_needs(defense, malicious=malicious, train=train, trigger=trigger)
-    return with_pools(
+    evidence = with_pools(
         replace(evidence, trigger=trigger if "trigger" in wants else None),
         suspect,
         clean,
@@ -57,6 +64,7 @@ def purification_evidence(
         target,
         train if "train" in wants else None,
     )
+    return evidence if screen_with is None else screened(evidence, screen_with)
 
 
 def audit_evidence(
@@ -73,13 +81,26 @@ def audit_evidence(
     tuned_elsewhere: bool,
     min_triggered: int,
     rng: torch.Generator,
+    screen: bool = False,
 ) -> Evidence:
-    """Gather what an audit has to go on: a run folder whose trigger is known, flagged images, or neither."""
+    """Gather what an audit has to go on: a run folder whose trigger is known, flagged images, or neither.
+
+    screen: screen the defense's clean and flagged images against each other; those that measure stay as they are.
+    """
     model = suspect.classifier
     if defense is not None:
         defense.check_model(model)
     clean = default_clean(suspect, clean, run)
     wants = set(defense.wants()) if defense is not None else set()
+    if screen:
+        if defense is None or malicious is None:
+            lacking = (
+                "is no defense: give --defense NAME"
+                if defense is None
+                else "are no flagged images: give --malicious DIR"
+            )
+            raise UsageError(f"--screen gives a defense screened images, and there {lacking}")
+        wants |= {"malicious"}
     notes = list(suspect.notes)
     evidence = Evidence(model)
     if run is not None:
@@ -120,6 +141,8 @@ def audit_evidence(
         evidence = replace(evidence, reference=made, sources=evidence.sources | {"reference": source})
     if others:
         evidence = replace(evidence, others=open_others(others, suspect))
+    if screen and not evidence.shortfall:
+        evidence = screened(evidence, rng)
     if defense is not None and not evidence.shortfall:
         defense.grant(evidence.for_defense(rng) | {"fresh": model})  # says what is missing before any work
     return evidence
