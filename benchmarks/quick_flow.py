@@ -55,8 +55,8 @@ def main() -> None:
             record(run, defense, chosen.run(available), retune=True)
 
 
-def measure(run: Run, model: Classifier, *, retune: bool) -> dict[str, float]:
-    """C-ACC and O-ASR on a thousand test images, and P-ASR if asked for."""
+def measure(run: Run, model: Classifier, *, retune: bool, poisoned: int = 5) -> dict[str, float]:
+    """C-ACC and O-ASR on a thousand test images, and P-ASR if asked for, with so many poisoned images in a thousand."""
     rng = generator(0)
     benign, test = run.pool("reserve").shuffled(rng), run.pool("test").sample(1000, rng)
     backdoor = known_backdoor(run.trigger, run.goal, benign, test)
@@ -64,7 +64,7 @@ def measure(run: Run, model: Classifier, *, retune: bool) -> dict[str, float]:
     row = {"c_acc": accuracy(model, test).value, "o_asr": asr.value}
     if retune:
         sample = benign.first(1000)
-        poison = backdoor.draw(poison_count(5, len(sample)), generator(1))
+        poison = backdoor.draw(poison_count(poisoned, len(sample)), generator(1))
         after = retuned(model, sample, poison, retuning_recipe(sample), generator(2))
         row["p_asr"] = attack_rates(after, backdoor.evaluation, backdoor.goal)[0].value
     return row | {"n": asr.n}
