@@ -15,7 +15,6 @@ if TYPE_CHECKING:
 
     from bdaudit.flow.importing import ImportRecord
     from bdaudit.flow.run import AttackRecord, Run
-    from bdaudit.flow.run import Run
     from bdaudit.flow.screening import ScreenRecord
 
 

@@ -36,13 +36,11 @@ def purification_evidence(
     run: PathLike | None = None,
     screen_with: torch.Generator | None = None,
 ) -> Evidence:
-    """Gather what a defense names, and only that; say what is missing before any work."""
-    defense.check_model(suspect.classifier)
-    wants = defense.wants()
     """Gather what a defense names, and only that; say what is missing before any work.
 
     screen_with: screen clean and flagged images against each other first, with this randomness.
     """
+    defense.check_model(suspect.classifier)
     wants = defense.wants() + (() if screen_with is None else ("clean", "malicious"))
     evidence = Evidence(suspect.classifier)
     opened = open_run(run) if run is not None else None

@@ -150,7 +150,7 @@ def _deal(flagged: Pool, benign: Pool, rng: torch.Generator) -> tuple[tuple[Tens
 def _cross_validated(flagged: Tensor, benign: Tensor, folds: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
     """Score every row of both sides by a fit on the other folds."""
     scores = [torch.full((len(side),), 0.5, dtype=torch.float64) for side in (flagged, benign)]
-    for fold in folds[0].unique().tolist():
+    for fold in sorted(set(folds[0].tolist())):
         held = [f == fold for f in folds]
         score = _fit(flagged[~held[0]], benign[~held[1]])
         for rows, side, mine in zip(scores, (flagged, benign), held, strict=True):
