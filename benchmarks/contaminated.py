@@ -13,6 +13,7 @@ import argparse
 import csv
 import json
 import time
+from functools import cache
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -68,17 +69,22 @@ def contaminated(run: Run, eps: float, flagged: int, seed: int) -> tuple[Pool, P
     rng = generator(seed)
     target = run.goal.target
     assert target is not None
-    with (run.folder / "train.csv").open(newline="") as file:
-        poison = [
-            int(r["image"]) for r in csv.DictReader(file) if r["poisoned"] == "1" and r["label"] != r["true_label"]
-        ]
-    train, clean = run.pool("train"), run.pool("clean").shuffled(rng)
-    place = {int(Path(name).stem): row for row, name in enumerate(train.origin)}
-    triggered = train.take(torch.tensor([place[image] for image in poison])).shuffled(rng).labelled(target)
+    clean = run.pool("clean").shuffled(rng)
+    triggered = poison(run.folder).shuffled(rng).labelled(target)
     into_clean, into_flagged = round(eps * len(clean)), round(eps * flagged)
     malicious, mislabelled, _ = triggered.split(flagged - into_flagged, into_clean)
     spare, kept = clean.split(into_clean)
     return Pool.concat([kept, mislabelled]), Pool.concat([malicious, spare.first(into_flagged)]).labelled(target)
+
+
+@cache
+def poison(folder: Path) -> Pool:
+    """Read the poisoned training rows whose label is wrong."""
+    with (folder / "train.csv").open(newline="") as file:
+        rows = [r for r in csv.DictReader(file) if r["poisoned"] == "1" and r["label"] != r["true_label"]]
+    train = open_run(folder).pool("train")
+    place = {int(Path(name).stem): row for row, name in enumerate(train.origin)}
+    return train.take(torch.tensor([place[int(r["image"])] for r in rows]))
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from bdaudit.runtime import spawn
 from bdaudit.training.loop import tune
 from bdaudit.training.metrics import predict_logits
 from bdaudit.training.partition import partition
-from bdaudit.training.progress import say
+from bdaudit.training.progress import say, warn
 from bdaudit.training.screening import screen
 
 
@@ -41,6 +41,12 @@ class SEP(Tuning):
         if self.screening:
             found = screen(model, clean, malicious, target, screen_rng, depth=self.depth)
             say(f"sep: {found}")
+            if found.by_class:
+                warn(
+                    "sep: flagged images look like any others of the target class, so nothing was unlearned and the model "
+                    "was tuned on the clean images alone; if they do carry a trigger, use -o screening=false"
+                )
+                return tune(model, clean, self.recipe(clean), last_rng, what=self.name)
             clean, malicious = found.pools(clean, malicious)
         first = model.clone()
         if self.first_epochs:

@@ -31,7 +31,7 @@ class Screening:
     not labelled t, cross-validated. clean, flagged: a score a row (float64 in [0, 1]), the probability that it is
     flagged if both sides were equally many. moved, dropped: bool, benign rows that belong to the flagged ones, and
     flagged rows that look benign. doubt: why the pools cannot be told apart, in words, '' where they can; where there
-    is doubt nothing is moved or dropped.
+    is doubt nothing is moved or dropped. by_class: the doubt is that flagged rows may be class t and no more.
     """
 
     target: int
@@ -42,6 +42,7 @@ class Screening:
     moved: Tensor
     dropped: Tensor
     doubt: str
+    by_class: bool
 
     def pools(self, clean: Pool, flagged: Pool) -> tuple[Pool, Pool]:
         """Take the clean rows that stay, and with the label t the flagged rows that stay and the moved ones."""
@@ -88,37 +89,48 @@ def screen(
     scores = torch.full((len(clean),), 0.5, dtype=torch.float64)
     flagged_scores = torch.full((len(flagged),), 0.5, dtype=torch.float64)
     auc = (0.5, 0.0, 1.0)
-    doubt = _too_few(distinct, benign, target)
+    doubt, class_doubt = _too_few(distinct, folds[1], target), ""
     if not doubt:
         flagged_scores, scores[~of_target] = _cross_validated(on_flagged, on_clean[~of_target], folds)
         auc = _auc(flagged_scores, scores[~of_target], distinct)
         kept = flagged_scores >= 0.5
         scores[of_target] = _fit(on_flagged[kept if kept.any() else ~kept], on_clean[~of_target])(on_clean[of_target])
-        doubt = _doubt(auc, kept, scores[of_target], target)
+        doubt = _alike(auc, kept)
+        class_doubt = "" if doubt else _of_class(scores[of_target], target)
+    sure = not (doubt or class_doubt)
     return Screening(
         target,
         split.at,
         auc,
         clean=scores,
         flagged=flagged_scores,
-        moved=of_target & (scores >= 0.5) & (not doubt),
-        dropped=(flagged_scores < 0.5) & (not doubt),
-        doubt=doubt,
+        moved=of_target & (scores >= 0.5) & sure,
+        dropped=(flagged_scores < 0.5) & sure,
+        doubt=doubt or class_doubt,
+        by_class=bool(class_doubt),
     )
 
 
-def _too_few(distinct: int, benign: Pool, target: int) -> str:
+def _too_few(distinct: int, folds: Tensor, target: int) -> str:
+    """Say that there is not enough to fit on; '' if there is. folds: of the benign rows."""
     if distinct < 2:
         return "it takes at least 2 distinct flagged images, as each is judged by the others"
-    if not len(benign):
-        return f"all clean images are labelled {target}, the target, so none is known to be free of a trigger"
+    if len(set(folds.tolist())) < 2:
+        return (
+            f"hardly a clean image is labelled other than {target}, and only those are known to be free of its trigger"
+        )
     return ""
 
 
-def _doubt(auc: tuple[float, float, float], kept: Tensor, of_target: Tensor, target: int) -> str:
-    """Say why a fit must not be acted upon; '' if it may. of_target: scores of benign rows labelled t."""
+def _alike(auc: tuple[float, float, float], kept: Tensor) -> str:
+    """Say that flagged rows and benign rows of other classes look alike; '' if they do not."""
     if auc[1] < APART or not kept.any():
         return f"flagged images look like benign images of other classes, or are too few (the AUC may be below {APART})"
+    return ""
+
+
+def _of_class(of_target: Tensor, target: int) -> str:
+    """Say that the fit may know class t and no trigger, by the scores of benign rows labelled t; '' if it does not."""
     plain = int((of_target < PLAIN).sum())
     unclear = int(((of_target >= PLAIN) & (of_target < 0.5)).sum())
     # With a trigger, the rows labelled t fall into two heaps; a fit that knows class t leaves the tail of one.

@@ -14,6 +14,7 @@ from bdaudit.defenses.pl import PL
 from bdaudit.defenses.sep import SEP, guessed
 from bdaudit.errors import MissingInput
 from bdaudit.flow.run import Run
+from bdaudit.flow.suspect import load
 from bdaudit.inputs.classifier import Classifier
 from bdaudit.inputs.pool import Pool
 from bdaudit.runtime import generator
@@ -125,6 +126,21 @@ def test_without_screening_it_fails_on_the_same_pools(suspect: Classifier, run: 
     triggered = run.trigger.on(run.pool("test"))
     unscreened = SEP(screening=False).run({"model": suspect, **contaminated(run), "rng": generator(0)})
     assert attack_rates(unscreened, triggered, run.goal)[0].value >= 0.15
+
+
+def test_a_clean_model_with_innocent_flagged_images_comes_out_as_good(
+    run: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Images of the target class that somebody flagged must not be unlearned; the user is told, even under --quiet."""
+    assert run.reference_path is not None
+    model, test = load(run.reference_path, device="cpu").classifier, run.pool("test")
+    clean = run.pool("reserve")
+    innocent = test.take(test.labels == TARGET)
+    given = {"model": model, "clean": clean, "malicious": innocent, "target": TARGET, "rng": generator(0)}
+    purified = SEP().run(given)
+    assert accuracy(purified, test).value >= accuracy(model, test).value - 0.01
+    assert accuracy(purified, innocent).value >= 0.95
+    assert capsys.readouterr().err.startswith("warning: sep: flagged images look like any others of the target class")
 
 
 def test_it_needs_the_target(suspect: Classifier, run: Run) -> None:

@@ -105,13 +105,20 @@ class TestDoubt:
         benign = Pool.concat([pool.take(pool.labels != TARGET), rest])
         doubt = self.doubted(suspect, benign, given)
         assert "may be their class and no trigger" in doubt
+        assert screen(suspect, benign, given, TARGET, generator(0)).by_class
 
     def test_when_one_image_is_flagged_however_often(self, suspect: Classifier, run: Run, clean: Pool) -> None:
         one = flagged(run).first(1)
         assert "at least 2 distinct" in self.doubted(suspect, clean, Pool.concat([one] * 40))
 
     def test_when_every_clean_image_carries_the_target(self, suspect: Classifier, run: Run, clean: Pool) -> None:
-        assert "none is known to be free" in self.doubted(suspect, clean.labelled(TARGET), flagged(run))
+        assert "known to be free" in self.doubted(suspect, clean.labelled(TARGET), flagged(run))
+
+    def test_when_all_other_clean_images_are_one_image(self, suspect: Classifier, run: Run, clean: Pool) -> None:
+        """A fit without it would have nothing benign to go by."""
+        one = clean.take((clean.labels == 5).nonzero().flatten()[:1])
+        pool = Pool.concat([one, one, clean.take(clean.labels == TARGET)])
+        assert "known to be free" in self.doubted(suspect, pool, flagged(run))
 
 
 def test_five_flagged_images_suffice_where_the_trigger_is_plain(suspect: Classifier, run: Run, clean: Pool) -> None:

@@ -1,0 +1,97 @@
+"""Measure the screening alone: what it moves and drops, by contamination, by how many are flagged, and by depth.
+
+    python -m benchmarks.screening RUN [RUN ...] [--json FILE]
+
+No model is trained. Where a run has a clean twin, that is screened as well with innocent images of each class in turn
+taken for flagged: whatever it moves then is a mistake.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from tabulate import tabulate
+
+from bdaudit import api
+from bdaudit.flow.run import Run, open_run
+from bdaudit.runtime import generator
+from bdaudit.training.screening import Screening, screen
+from benchmarks.contaminated import contaminated
+
+
+def main() -> None:
+    """Print the table, row by row as it is made."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("runs", nargs="+", type=Path)
+    parser.add_argument("--eps", nargs="+", type=float, default=[0.0, 0.1, 0.2, 0.3])
+    parser.add_argument("--flagged", nargs="+", type=int, default=[108, 25, 5])
+    parser.add_argument("--depth", nargs="+", type=float, default=[0.25, 0.75, 1.0], help="beside .5, at eps .1")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--json", type=Path)
+    args = parser.parse_args()
+    rows: list[dict[str, Any]] = []
+    for run in map(open_run, args.runs):
+        for row in (*backdoored(run, args), *innocent(run, args)):
+            rows.append(row)
+            print(row, flush=True)
+            if args.json:
+                args.json.write_text(json.dumps(rows, indent=1) + "\n")
+    print(tabulate(rows, headers="keys", floatfmt=".3f"))
+
+
+def backdoored(run: Run, args: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """Screen contaminated pools of the run, and count what each row truly is."""
+    model, target = api.load(run.model_path).classifier, run.goal.target
+    assert target is not None
+    settings = [(eps, count, 0.5) for eps in args.eps for count in args.flagged]
+    for eps, count, depth in [*settings, *((0.1, max(args.flagged), depth) for depth in args.depth)]:
+        clean, flagged = contaminated(run, eps, count, args.seed)
+        found = screen(model, clean, flagged, target, generator(args.seed), depth=depth)
+        triggered = torch.arange(len(clean)) >= len(clean) - round(eps * len(clean))
+        pure = torch.arange(count) < count - round(eps * count)
+        yield {
+            "run": run.folder.name,
+            "eps": eps,
+            "flagged": count,
+            "depth": depth,
+            **told(found),
+            "triggered_left": f"{int((triggered & ~found.moved).sum())} of {int(triggered.sum())}",
+            "clean_moved": f"{int((~triggered & found.moved).sum())} of {int((~triggered & (clean.labels == target)).sum())}",
+            "clean_left_flagged": f"{int((~pure & ~found.dropped).sum())} of {int((~pure).sum())}",
+            "triggered_dropped": f"{int((pure & found.dropped).sum())} of {int(pure.sum())}",
+        }
+
+
+def innocent(run: Run, args: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """Screen the clean twin with clean images of one class taken for flagged."""
+    if run.reference_path is None:
+        return
+    model = api.load(run.reference_path).classifier
+    clean, others = run.pool("clean"), run.pool("reserve").shuffled(generator(args.seed))
+    for target in range(len(run.record.classes)):
+        for count in args.flagged:
+            flagged = others.take(others.labels == target).first(count)
+            found = screen(model, clean, flagged, target, generator(args.seed))
+            yield {
+                "run": f"{run.folder.name}, clean twin",
+                "eps": f"innocent, class {target}",
+                "flagged": count,
+                "depth": 0.5,
+                **told(found),
+                "clean_moved": f"{int(found.moved.sum())} of {int((clean.labels == target).sum())}",
+                "triggered_dropped": f"{int(found.dropped.sum())} of {count}",
+            }
+
+
+def told(found: Screening) -> dict[str, Any]:
+    """Whether the pools could be told apart, and the AUC."""
+    return {"at": found.at, "told_apart": not found.doubt, "auc": round(found.auc[0], 3), "low": round(found.auc[1], 3)}
+
+
+if __name__ == "__main__":
+    main()
