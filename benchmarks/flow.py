@@ -1,7 +1,7 @@
 """Measure the whole flow on Fashion-MNIST: attacks, the defenses of the first release, and their audits.
 
     python -m benchmarks.flow --out DIR [--attack badnets blended] [--defense ft fst "ft-sam rho=8"] [--seeds 0 1 2]
-        [--probe retune qra] [-o retune.draws=1] [--clean-twin] [--json FILE]
+        [--probe retune qra] [-o retune.draws=1] [--clean-twin N] [--json FILE]
 
 Ten thousand training images, ResNet-18 of width 16, 5% poison. Each row is one audit as `bdaudit audit` makes it,
 with a clean twin of the same training as the reference: trained with BadNets' victim, and the same for every attack
