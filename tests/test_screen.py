@@ -178,6 +178,14 @@ def test_bad_input_gives_one_line_exit_code_2_and_no_output(
     assert snapshot(case) == before
 
 
+def test_a_suspect_cannot_blind_its_own_screening(case: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """At another depth, or for another target, its trigger might not be seen."""
+    (case / "bdaudit.toml").write_text("[screen]\ndepth = 0.01\n")
+    line = ["screen", case / "model.pt", "--malicious", case / "flagged", "--out", case / "pools"]
+    assert call(*line) == 2
+    assert "came with the suspect" in capsys.readouterr().err
+
+
 class TestFlag:
     """--screen gives any defense the screened pools."""
 

@@ -14,7 +14,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 CONFIG = "bdaudit.toml"
 # A file beside a suspect model came with the model: it may suggest numbers and names, but never decide where is
-# read from or written to, nor how an audit is made.
+# read from or written to, nor how an audit or a screening is made.
 PATH_OPTIONS = frozenset(
     {"out", "config", "attack", "clean", "malicious", "train", "purified", "reference", "policy", "data_root"}
 )
@@ -117,7 +117,7 @@ class Configured(click.Command):
                         f"{one_line(path)}: {self.name} has no option {one_line(key, 40)!r}{did_you_mean(name, known)}"
                     )
                 continue  # meant for another command
-            if not trusted and (name in PATH_OPTIONS or (self.name == "audit" and name not in HARMLESS)):
+            if not trusted and (name in PATH_OPTIONS or (self.name in ("audit", "screen") and name not in HARMLESS)):
                 raise InputError(
                     f"{one_line(path)}: {one_line(key, 40)!r} is not for a file beside the model to set: it came with the "
                     "suspect; use --config"
