@@ -28,7 +28,8 @@ class Polarizer:
         self.model, self.at = model.requires_grad_(False), at
         self.norm, self.conv = batchnorms(model)[at], convolutions_before(model)[at]
         channels = self.norm.num_features
-        self.layer = nn.Conv2d(channels, channels, 1, device=model.device)
+        # Nothing is drawn: the weights are set below.
+        self.layer = nn.utils.skip_init(nn.Conv2d, channels, channels, 1, device=model.device)
         nn.init.dirac_(self.layer.weight)
         nn.init.zeros_(self.layer.bias)  # type: ignore[arg-type]  # there is one
         self._hook = self.norm.register_forward_hook(lambda _, __, out: self.layer(out))
