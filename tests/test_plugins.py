@@ -336,7 +336,7 @@ def test_the_check_ends_with_its_verdict(site: Path, capsys: pytest.CaptureFixtu
         r"^  result +FAILED: noise.purify returned NoneType, expected a Classifier$", printed, re.MULTILINE
     )
     assert re.search(r"^  trigger +not applicable: it is no attack$", printed, re.MULTILINE)
-    assert _run(["plugins", "check", "thingg"], debug=False) == 2
-    assert "no plugin named 'thingg'; did you mean thing?" in capsys.readouterr().err
+    assert _run(["plugins", "check", "thng"], debug=False) == 2
+    assert "no plugin named 'thng'; did you mean thing" in capsys.readouterr().err
     assert _run(["plugins", "check", "thing", "--kind", "attack"], debug=False) == 2
     assert "no attack named 'thing'" in capsys.readouterr().err

@@ -29,7 +29,7 @@ class Polarizer:
         self.norm, self.conv = batchnorms(model)[at], convolutions_before(model)[at]
         channels = self.norm.num_features
         # Nothing is drawn: the weights are set below.
-        self.layer = nn.utils.skip_init(nn.Conv2d, channels, channels, 1, device=model.device)
+        self.layer = nn.Conv2d(channels, channels, 1, device="meta").to_empty(device=model.device)
         nn.init.dirac_(self.layer.weight)
         nn.init.zeros_(self.layer.bias)  # type: ignore[arg-type]  # there is one
         self._hook = self.norm.register_forward_hook(lambda _, __, out: self.layer(out))
