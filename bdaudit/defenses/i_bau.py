@@ -72,6 +72,7 @@ class IBAU(Tuning, Judging):
                 worst,
                 steps=self.fixed_points,
                 lr=self.fixed_point_lr,
+                project=self.project,
             )
 
         def next_round(epoch: int, model: Classifier) -> None:
@@ -91,9 +92,12 @@ class IBAU(Tuning, Judging):
             with torch.no_grad():
                 predicted = model(x).argmax(1)
             gain = F.cross_entropy(model(x / 255 + d), predicted) - self.shrinkage * d.square().sum()
-            d = (d + self.ascent_lr * torch.autograd.grad(gain, [d])[0]).detach()
-            d *= self.bound / d.square().mean().sqrt().clamp(min=self.bound)
+            d = self.project(d + self.ascent_lr * torch.autograd.grad(gain, [d])[0]).detach()
         return d
+
+    def project(self, d: Tensor) -> Tensor:
+        """Shrink a perturbation to its bound."""
+        return d * (self.bound / d.square().mean().sqrt().clamp(min=self.bound))
 
 
 @hookimpl

@@ -25,7 +25,7 @@ class Polarizer:
 
     def __init__(self, model: Classifier, at: str) -> None:
         """Put it behind the layer `at` of the model, in place."""
-        self.model, self.at = model.requires_grad_(False), at
+        self.model = model.requires_grad_(False)
         self.norm, self.conv = batchnorms(model)[at], convolutions_before(model)[at]
         channels = self.norm.num_features
         # Nothing is drawn: the weights are set below.

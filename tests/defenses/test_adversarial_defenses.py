@@ -201,6 +201,16 @@ class TestIBAU:
             value = through_solution(lambda d: d, lambda d: (d - w).square(), w, steps=steps, lr=0.1)
             assert torch.autograd.grad(value, [w])[0].item() == pytest.approx(1 - 0.8**steps)
 
+    def test_a_constrained_solution_moves_along_its_bound(self) -> None:
+        """inner = -d'w over the unit circle has d* = w/|w|; outer = d'c then has (1 - d*d*')c / |w|."""
+        w = torch.tensor([3.0, 4.0], dtype=torch.float64, requires_grad=True)
+        c, solution = torch.tensor([1.0, -2.0], dtype=torch.float64), torch.tensor([0.6, 0.8], dtype=torch.float64)
+        value = through_solution(
+            lambda d: d @ c, lambda d: -(d @ w), solution, steps=60, lr=0.5, project=lambda d: d / d.norm()
+        )
+        by_hand = (c - solution * (solution @ c)) / 5
+        assert torch.allclose(torch.autograd.grad(value, [w])[0], by_hand)
+
     def test_the_perturbation_fools_the_model_within_its_bound(self, suspect: Classifier, run: Run) -> None:
         """One for all images, found by ascent from none: the model no longer says what it said."""
         clean = run.pool("clean")
