@@ -109,7 +109,7 @@ def is_run(folder: Path, also: frozenset[str] = frozenset()) -> bool:
 
     also: further names that the caller writes beside a run.
     """
-    if visible(folder) - WRITTEN - also:
+    if not folder.is_dir() or visible(folder) - WRITTEN - also:
         return False
     try:
         read_record(folder)
