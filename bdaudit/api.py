@@ -85,7 +85,7 @@ def purify(
         train=train,
         screen_with=generator(seed) if screen else None,
     )
-    purified, _ = flow.purify(chosen, evidence, seed)
+    purified = flow.purify(chosen, evidence, seed)[0].model
     result = purified if isinstance(model, Classifier) else purified.body
     return result.to(next(model.parameters()).device)  # type: ignore[return-value]
 

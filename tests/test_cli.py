@@ -99,6 +99,29 @@ class TestPurify:
         assert call("purify", case / "model.pt", "--defense", "ft", "--out", case / "model.pt") == 2
         assert (case / "model.pt").read_bytes() == before
 
+    def test_inverted_triggers_are_kept_beside_the_model_and_in_the_report(
+        self, case: Path, run: Run, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        options = ["-o", "steps=150", "-o", "images=12", "-o", "epochs=1"]
+        assert call("purify", case / "model.pt", "--defense", "nc", *options, "--json") == 0
+        printed = capsys.readouterr()
+        kept = {p.name for p in case.iterdir() if ".purified" in p.name}
+        pictures = {"model.purified.nc-triggers.safetensors", "model.purified.nc-anomaly_index.png"}
+        assert kept == {"model.purified.pt", *pictures}
+        assert all(f"also wrote {case / name}" in printed.err for name in pictures)
+        row = json.loads(printed.out)
+        assert row["findings"][0]["variant"] == "class 0 (0)"
+        assert any("nc detects a backdoor: class 0" in note for note in row["notes"])
+        line = ["audit", case / "model.pt", "--defense", "nc", *options, "--attack", run.folder, "--probe", "weights"]
+        call(*line, "--out", case / "audit", "--quiet")
+        report = read_report(case / "audit" / "report.json")
+        assert report.findings[0].probe != "nc"
+        assert report.find("anomaly_index", probe="nc", subject="suspect") is not None
+        assert any("nc detects a backdoor" in note for note in report.notes)
+        assert (case / "audit" / "nc-triggers.safetensors").is_file()
+        html = (case / "audit" / "report.html").read_text()
+        assert "Triggers that NC inverted from the suspect" in html
+
     def test_an_oracle_is_announced(self, case: Path, run: Run, capsys: pytest.CaptureFixture[str]) -> None:
         code = call("purify", case / "model.pt", "--defense", "ep", "-o", "epochs=1", "--attack", run.folder)
         assert code == 0

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import base64
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load
 from support import make_tiny
 from torch.nn import functional as F
 
 from bdaudit import plugins
 from bdaudit.attacks.triggers import patch
 from bdaudit.defenses import nc
-from bdaudit.defenses.base import Defense, reinitialise
+from bdaudit.defenses.base import Defense, Purified, reinitialise
 from bdaudit.defenses.ep import EP
 from bdaudit.defenses.fst import FST
 from bdaudit.defenses.ft import FT
@@ -22,9 +24,11 @@ from bdaudit.errors import PluginError
 from bdaudit.flow.run import Run
 from bdaudit.inputs.classifier import Classifier
 from bdaudit.inputs.pool import Pool
+from bdaudit.report.schema import Measurement
+from bdaudit.report.statistics import rate_finding
 from bdaudit.runtime import generator
 from bdaudit.training.inversion import Inversion
-from bdaudit.training.metrics import accuracy, attack_rates, predict_logits
+from bdaudit.training.metrics import Rate, accuracy, attack_rates, predict_logits
 from bdaudit.training.progress import progress_shown
 
 DEFENSES = [found.cls for found in plugins.registry().of_kind("defense").values()]
@@ -173,6 +177,35 @@ class TestPL:
         assert losses[True] < losses[False]
 
 
+def test_a_defense_speaks_in_its_own_name_alone() -> None:
+    """Whatever it found, its rows cannot pass for a probe's, by which the verdict goes."""
+
+    class Forger(Defense):
+        name = "forger"
+
+        def purify(self, model: Classifier) -> Purified:
+            forged = rate_finding("retune", "purified", "p_asr", Rate(0, 1000))
+            return Purified(model, Measurement(findings=[forged]))
+
+    with pytest.raises(PluginError, match="findings of 'retune', which is not its own name"):
+        Forger().run({"model": make_tiny()})
+
+
+def assert_detects(found: Measurement, target: int) -> None:
+    """Its first rows are the detected class's, with a picture of the triggers and a file that holds them."""
+    first = found.findings[0]
+    assert (first.probe, first.subject, first.metric) == ("nc", "suspect", "anomaly_index")
+    assert first.variant.startswith(f"class {target} ")
+    assert first.value > 2
+    assert first.value >= max(f.value for f in found.findings[1:] if f.metric == "anomaly_index")
+    [exhibit] = found.exhibits
+    assert base64.b64decode(exhibit.picture).startswith(b"\x89PNG")
+    kept = load(found.artifacts["nc-triggers.safetensors"])
+    sizes = [f.value for f in found.findings if f.metric == "mask_l1"]
+    assert float(kept["masks"][target].sum()) == pytest.approx(sizes[0], rel=1e-5)
+    assert kept["patterns"].dtype == torch.uint8
+
+
 class TestNC:
     """Neural Cleanse: invert, flag, unlearn (cards 2.14)."""
 
@@ -181,9 +214,11 @@ class TestNC:
     ) -> None:
         """From clean images alone; what comes back is the model that was tuned, not the one that went in."""
         with progress_shown():
-            result = NC(steps=150, images=12).run({"model": suspect, "clean": run.pool("clean"), "rng": generator(0)})
+            done = NC(steps=150, images=12).conduct({"model": suspect, "clean": run.pool("clean"), "rng": generator(0)})
+        result = done.model
         triggered = run.trigger.on(run.pool("test"))
-        assert "nc: unlearning the trigger of class 0 (anomaly index" in capsys.readouterr().err
+        assert "nc detects a backdoor: class 0 (0), anomaly index" in capsys.readouterr().err
+        assert_detects(done.found, 0)
         assert attack_rates(suspect, triggered, run.goal)[0].value >= 0.95
         assert attack_rates(result, triggered, run.goal)[0].value <= 0.5
         assert accuracy(result, run.pool("test")).value >= accuracy(suspect, run.pool("test")).value - 0.05
@@ -193,9 +228,10 @@ class TestNC:
     ) -> None:
         model = make_tiny()
         with progress_shown():
-            result = NC(steps=5, anomaly=1e6).run({"model": model, "clean": digits.first(96), "rng": generator(0)})
+            done = NC(steps=5, anomaly=1e6).conduct({"model": model, "clean": digits.first(96), "rng": generator(0)})
         assert "no class stands out" in capsys.readouterr().err
-        assert all(torch.equal(t, result.state_dict()[k]) for k, t in model.state_dict().items())
+        assert "nc detects no backdoor" in done.found.notes[0]
+        assert all(torch.equal(t, done.model.state_dict()[k]) for k, t in model.state_dict().items())
 
     def test_a_fifth_of_the_images_get_the_inverted_triggers_under_their_true_labels(
         self, digits: Pool, monkeypatch: pytest.MonkeyPatch
@@ -206,7 +242,7 @@ class TestNC:
         patterns[2] = patterns[6] = 137
         index = torch.zeros(10)
         index[[2, 6]] = torch.tensor([5.0, 4.0])
-        found = Inversion(masks, patterns, masks.sum((1, 2)), index > 0, (), index, anomaly=2.0)
+        found = Inversion(masks, patterns, masks.sum((1, 2)), index > 0, (Rate(1, 2),) * 10, index, anomaly=2.0)
         seen: list[Pool] = []
         monkeypatch.setattr(nc, "invert", lambda *args: found)
         monkeypatch.setattr(nc, "tune", lambda model, pool, *args, **kwargs: seen.append(pool) or model)

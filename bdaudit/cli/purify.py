@@ -47,6 +47,7 @@ def command(
     from bdaudit.errors import OutputError, one_line
     from bdaudit.flow.audit import purify
     from bdaudit.flow.gather import purification_evidence
+    from bdaudit.flow.output import write_found
     from bdaudit.inputs.files import check_writable
     from bdaudit.runtime import generator
     from bdaudit.training.progress import progress_shown, say
@@ -76,7 +77,9 @@ def command(
         for name in chosen.oracle():
             say(f"ORACLE: {defense} uses {name}; a real defender would not have it")
         purified, granted = purify(chosen, evidence, seed)
-        api.save(suspect, purified, out, granted, chosen)
+        api.save(suspect, purified.model, out, granted, chosen)
+        for path in write_found(out, purified.found):
+            say(f"also wrote {one_line(path)}")
         say("low attack success proves little yet; to find out whether it is real:")
         say(f"  bdaudit audit {one_line(model)} --purified {one_line(out)}")
     if as_json:
@@ -87,7 +90,8 @@ def command(
             "seed": seed,
             "arch": str(suspect.classifier.arch),
             "preprocessing": asdict(suspect.classifier.preprocessing),
-            "notes": [*suspect.notes, *evidence.notes],
+            "notes": [*suspect.notes, *evidence.notes, *purified.found.notes],
+            "findings": [f.model_dump() for f in purified.found.findings],
         }
         click.echo(json.dumps({**row, "granted": [g.model_dump() for g in granted]}))
     else:

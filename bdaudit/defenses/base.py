@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, final
 
 import torch
@@ -13,9 +14,19 @@ from bdaudit.contract import Plugin, option
 from bdaudit.errors import PluginError, UsageError
 from bdaudit.inputs.classifier import Classifier
 from bdaudit.inputs.pool import Pool
+from bdaudit.report.inversion import reversal_measurement
+from bdaudit.report.schema import Measurement
 from bdaudit.training.augment import Augment
-from bdaudit.training.bti import Reversal
+from bdaudit.training.bti import Reversal, Reversed
 from bdaudit.training.loop import Recipe
+
+
+@dataclass(frozen=True)
+class Purified:
+    """A purified model, and what the defense found on the way: inverted triggers, detected targets."""
+
+    model: Classifier
+    found: Measurement = field(default_factory=Measurement)
 
 
 class Defense(Plugin):
@@ -24,8 +35,11 @@ class Defense(Plugin):
     kind: ClassVar[str] = "defense"
     method: ClassVar[str] = "purify"
 
-    purify: ClassVar[Callable[..., Classifier]]
-    """Return a purified classifier; `model` and `fresh` are private copies and may be changed in place."""
+    purify: ClassVar[Callable[..., Classifier | Purified]]
+    """Return a purified classifier, or `Purified` with what was found on the way.
+
+    `model` and `fresh` are private copies and may be changed in place.
+    """
 
     @classmethod
     def family(cls) -> str:
@@ -48,6 +62,11 @@ class Defense(Plugin):
 
     @final
     def run(self, available: Mapping[str, Any]) -> Classifier:
+        """Do what `conduct` does, for the model alone."""
+        return self.conduct(available).model
+
+    @final
+    def conduct(self, available: Mapping[str, Any]) -> Purified:
         """Call `purify` with exactly the inputs it names, and check what comes back.
 
         Models are copied, so that whatever the defense does, the caller's stay as they were.
@@ -57,9 +76,15 @@ class Defense(Plugin):
         if given is not None:
             self.check_model(given)
         inputs = {k: v.clone() if isinstance(v, Classifier) else v for k, v in inputs.items()}
-        result = self.purify(**inputs)
+        returned = self.purify(**inputs)
+        result, found = (
+            (returned.model, returned.found) if isinstance(returned, Purified) else (returned, Measurement())
+        )
+        named = {f.probe for f in found.findings} | {e.probe for e in found.exhibits}
+        if others := named - {self.name}:
+            raise PluginError(f"{self.name}.purify returned findings of {min(others)!r}, which is not its own name")
         if not isinstance(result, Classifier):
-            raise PluginError(f"{self.name}.purify returned {type(result).__name__}, expected a Classifier")
+            raise PluginError(f"{self.name}.purify returned {type(result).__name__}, expected a Classifier or Purified")
         if given is not None and result.num_classes != given.num_classes:
             raise PluginError(f"{self.name} turned {given.num_classes} classes into {result.num_classes}")
         for name, tensor in result.state_dict().items():
@@ -67,7 +92,7 @@ class Defense(Plugin):
                 raise PluginError(
                     f"{self.name} diverged: {name} is not finite; try a smaller learning rate (-o lr=...)"
                 )
-        return result.eval().requires_grad_(True)
+        return Purified(result.eval().requires_grad_(True), found)
 
 
 class Tuning(Defense):
@@ -156,6 +181,10 @@ class Inverting(Tuning):
             pixel_bound=self.norm_bound,
             feature_bound=self.feature_bound,
         )
+
+    def purified(self, model: Classifier, found: Reversed, clean: Pool) -> Purified:
+        """Hand in the model together with the trigger that was reversed first, from the suspect itself."""
+        return Purified(model, reversal_measurement(found, model.classes, clean, self.name))
 
 
 def reinitialise(layer: nn.Linear, rng: torch.Generator) -> None:

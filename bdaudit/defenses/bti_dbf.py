@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from bdaudit.contract import option
-from bdaudit.defenses.base import Defense, Inverting
+from bdaudit.defenses.base import Defense, Inverting, Purified
 from bdaudit.hookspecs import hookimpl
 from bdaudit.inputs.classifier import Classifier
 from bdaudit.inputs.pool import Pool
@@ -30,13 +30,14 @@ class BTIDBF(Inverting):
     epochs: int = option(5, "passes over the clean pool in a round", cite="BTI: 30", ge=1)
     lr: float = option(1e-4, "Adam's learning rate, falling to zero on a cosine in each round", cite="BTI U", gt=0)
 
-    def purify(self, model: Classifier, clean: Pool, rng: torch.Generator) -> Classifier:
-        found: Reversed | None = None
+    def purify(self, model: Classifier, clean: Pool, rng: torch.Generator) -> Purified:
+        rounds: list[Reversed] = []
         for _ in range(self.rounds):
-            found = reverse(model, clean, self.reversal(), spawn(rng), found)
+            found = reverse(model, clean, self.reversal(), spawn(rng), rounds[-1] if rounds else None)
+            rounds.append(found)
             recipe = self.recipe(clean, optimizer="adam")
             tune(model, clean, recipe, rng, loss=unlearning(Split(model), found, self.share), what=self.name)
-        return model
+        return self.purified(model, rounds[0], clean)
 
 
 def unlearning(split: Split, found: Reversed, share: float) -> Loss:

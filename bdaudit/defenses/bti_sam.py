@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from bdaudit.contract import option
-from bdaudit.defenses.base import Defense, Inverting
+from bdaudit.defenses.base import Defense, Inverting, Purified
 from bdaudit.hookspecs import hookimpl
 from bdaudit.inputs.classifier import Classifier
 from bdaudit.inputs.pool import Pool
@@ -28,16 +28,17 @@ class BTISAM(Inverting):
 
     rho: float = option(0.05, "radius of the neighbourhood", cite="SAM; SS C.5 does not say", gt=0)
 
-    def purify(self, model: Classifier, clean: Pool, rng: torch.Generator) -> Classifier:
-        found: Reversed | None = None
+    def purify(self, model: Classifier, clean: Pool, rng: torch.Generator) -> Purified:
+        rounds: list[Reversed] = []
         for _ in range(self.rounds):
-            found = reverse(model, clean, self.reversal(), spawn(rng), found)
+            found = reverse(model, clean, self.reversal(), spawn(rng), rounds[-1] if rounds else None)
+            rounds.append(found)
 
             def loss(model: Classifier, x: Tensor, y: Tensor, found: Reversed = found) -> Tensor:
                 return F.cross_entropy(model(found.mix(x, self.share)), y)
 
             tune(model, clean, self.recipe(clean, momentum=0.1, sam=Sam(self.rho)), rng, loss=loss, what=self.name)
-        return model
+        return self.purified(model, rounds[0], clean)
 
 
 @hookimpl

@@ -7,11 +7,11 @@ import torch
 
 from bdaudit.attacks.triggers import BlendTrigger
 from bdaudit.contract import option
-from bdaudit.defenses.base import Defense, Tuning
-from bdaudit.errors import one_line
+from bdaudit.defenses.base import Defense, Purified, Tuning
 from bdaudit.hookspecs import hookimpl
 from bdaudit.inputs.classifier import Classifier
 from bdaudit.inputs.pool import Pool
+from bdaudit.report.inversion import cleanse_measurement
 from bdaudit.runtime import spawn
 from bdaudit.training.inversion import Search, invert
 from bdaudit.training.loop import tune
@@ -44,24 +44,20 @@ class NC(Tuning):
         "log", "what of the masks' sizes the index is counted on", cite="ours: docs/deviations.md; NC: linear"
     )
 
-    def purify(self, model: Classifier, clean: Pool, rng: torch.Generator) -> Classifier:
+    def purify(self, model: Classifier, clean: Pool, rng: torch.Generator) -> Purified:
         rows = clean.shuffled(rng)
         held_out, searched = rows.split(len(rows) // 4)
         found = invert(model, searched, held_out, spawn(rng), self._search())
+        detected = cleanse_measurement(found, model.classes, held_out.images, self.name)
+        say(detected.notes[0])
         if not found.flagged:
-            largest = float(found.index.max())
-            say(f"nc: no class stands out (largest anomaly index {largest:.2f}), so the model is returned as it was")
-            return model
-        named = ", ".join(
-            f"{one_line(model.classes[c], 40)} (anomaly index {found.index[c]:.2f})" for c in found.flagged
-        )
-        say(f"nc: unlearning the trigger of class {named}")
+            return Purified(model, detected)
         images = clean.images.clone()
         chosen = torch.randperm(len(clean), generator=rng)[: max(1, round(self.share * len(clean)))]
         for target, part in zip(found.flagged, chosen.tensor_split(len(found.flagged)), strict=True):
             images[part] = BlendTrigger(found.patterns[target], found.masks[target])(images[part])
         stamped = clean.with_images(images)
-        return tune(model, stamped, self.recipe(stamped), rng, what=self.name)
+        return Purified(tune(model, stamped, self.recipe(stamped), rng, what=self.name), detected)
 
     def _search(self) -> Search:
         return Search(

@@ -9,7 +9,7 @@ from torch.func import functional_call
 from torch.nn import functional as F
 
 from bdaudit.contract import option
-from bdaudit.defenses.base import Defense, Inverting, Judging
+from bdaudit.defenses.base import Defense, Inverting, Judging, Purified
 from bdaudit.hookspecs import hookimpl
 from bdaudit.inputs.classifier import Classifier
 from bdaudit.inputs.pool import Pool
@@ -40,14 +40,15 @@ class PAM(Inverting, Judging):
         0.03, "fall of held-out accuracy for which a smaller rho is tried; 1: never", cite="cards 8.10", ge=0, le=1
     )
 
-    def purify(self, model: Classifier, clean: Pool, rng: torch.Generator) -> Classifier:
+    def purify(self, model: Classifier, clean: Pool, rng: torch.Generator) -> Purified:
         origin = {name: p.detach().clone() for name, p in model.named_parameters()}
         held, tuning = self.parts(clean, rng)
         least = accuracy(model, held).value - self.accuracy_drop
-        found: Reversed | None = None
+        rounds: list[Reversed] = []
         rho = self.rho
         for _ in range(self.rounds):
-            found = reverse(model, tuning, self.reversal(), spawn(rng), found)
+            found = reverse(model, tuning, self.reversal(), spawn(rng), rounds[-1] if rounds else None)
+            rounds.append(found)
             tried: list[Tuned] = []
             for step in [rho, *(smaller for smaller in SMALLER if smaller < rho)]:
                 loss = path_aware(origin, step, found, self.share)
@@ -60,7 +61,7 @@ class PAM(Inverting, Judging):
             best = max(tried)  # the last, unless all fell too far
             model, rho = best.model, best.rho
             say(f"pam: rho {rho:g}, held-out accuracy {best.accuracy:.3f} (wanted at least {least:.3f})")
-        return model
+        return self.purified(model, rounds[0], tuning)
 
 
 @dataclass(frozen=True, order=True)

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from bdaudit.contract import missing_message
-from bdaudit.defenses.base import Defense
+from bdaudit.defenses.base import Defense, Purified
 from bdaudit.errors import MissingInput, PluginError, UsageError
 from bdaudit.flow.evidence import Evidence
 from bdaudit.flow.held_out import settle
@@ -22,7 +22,7 @@ from bdaudit.inputs.architectures import fresh
 from bdaudit.inputs.classifier import Classifier
 from bdaudit.inputs.pool import Pool
 from bdaudit.probes.base import Probe, subjects
-from bdaudit.report.schema import Exhibit, Finding, Granted, Policy, Report, SelfCheck, Subject
+from bdaudit.report.schema import Exhibit, Finding, Granted, Measurement, Policy, Report, SelfCheck, Subject
 from bdaudit.report.statistics import change_findings, rate_finding
 from bdaudit.report.verdict import judge
 from bdaudit.runtime import Runtime, generator, spawn
@@ -32,21 +32,21 @@ from bdaudit.training.progress import say
 
 @dataclass(frozen=True)
 class Audited:
-    """What an audit comes to: its report, the purified model if there is one, and the files that probes left."""
+    """What an audit comes to: its report, the purified model if there is one, and the files that plugins left."""
 
     report: Report
     purified: Classifier | None
     artifacts: dict[str, bytes]
 
 
-def purify(defense: Defense, evidence: Evidence, seed: int) -> tuple[Classifier, list[Granted]]:
+def purify(defense: Defense, evidence: Evidence, seed: int) -> tuple[Purified, list[Granted]]:
     """Run a defense on what it names and nothing else; say what it was given."""
     rng = generator(seed)
     available = evidence.for_defense(rng)
     if "fresh" in defense.wants():
         available["fresh"] = fresh_like(evidence.suspect, spawn(rng))
     granted = evidence.granted(defense.name, defense.wants(), available)
-    return defense.run(available), granted
+    return defense.conduct(available), granted
 
 
 def audit(
@@ -78,6 +78,7 @@ def audit(
     shown = list(exhibits)
     notes: list[str] = []
     artifacts: dict[str, bytes] = {}
+    found: list[Measurement] = []
 
     evidence = settle(evidence, evaluate, policy.min_triggered, rng)
     notes += evidence.notes
@@ -100,8 +101,10 @@ def audit(
         if defense is not None:
             say(f"purifying with {defense.name}")
             start = clock()
-            purified, given = purify(defense, evidence, defense_seed)
+            done, given = purify(defense, evidence, defense_seed)
+            purified = done.model
             granted += given
+            found.append(done.found)
             seconds["purify"] = clock() - start
         assert purified is not None
         checks += check_model("purified", purified, _test(evidence))
@@ -112,10 +115,10 @@ def audit(
             say(f"making the exactly purified reference with {reference_defense.name} (oracle: it knows the trigger)")
             start = clock()
             made, given = purify(reference_defense, evidence, reference_seed)
-            evidence = _with_reference(evidence, made, reference_defense.name)
+            evidence = _with_reference(evidence, made.model, reference_defense.name)
             granted += [g.model_copy(update={"plugin": f"{g.plugin} (reference)"}) for g in given]
             seconds["reference"] = clock() - start
-            checks += check_model("reference", made, _test(evidence))
+            checks += check_model("reference", made.model, _test(evidence))
             evidence = trusted(evidence, checks)
         say("evaluating")
         start = clock()
@@ -129,15 +132,16 @@ def audit(
             start = clock()
             available = evidence.for_probe(purified, generator(probe_seed))
             granted += evidence.granted(probe.name, probe.wants(), available)
-            measurement = probe.run(available)
-            findings += measurement.findings
-            shown += measurement.exhibits
-            notes += measurement.notes
-            if twice := artifacts.keys() & measurement.artifacts.keys():
-                raise PluginError(f"two probes keep a file {min(twice)}")
-            artifacts |= measurement.artifacts
+            found.append(probe.run(available))
             seconds[probe.name] = clock() - start
 
+    for measurement in found:
+        findings += measurement.findings
+        shown += measurement.exhibits
+        notes += measurement.notes
+        if twice := artifacts.keys() & measurement.artifacts.keys():
+            raise PluginError(f"two plugins keep a file {min(twice)}")
+        artifacts |= measurement.artifacts
     notes += caveats(checks)
     verdict, reasons, outcomes = judge(findings, policy, evidence.shortfall, doubts(checks))
     provenance = environment() | {

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Mapping
 from pathlib import Path
 
 from bdaudit.errors import InputError
 from bdaudit.inputs.checkpoint import Checkpoint, save_checkpoint
 from bdaudit.inputs.classifier import Classifier
-from bdaudit.inputs.files import sha256, visible
+from bdaudit.inputs.files import atomic_file, sha256, visible
 from bdaudit.report.render import render
-from bdaudit.report.schema import Report, is_artifact, read_report
+from bdaudit.report.schema import Measurement, Report, is_artifact, read_report
 
 REPORT = "report.json"
 
@@ -22,7 +23,7 @@ def write_audit(
     suspect: Checkpoint | None,
     artifacts: Mapping[str, bytes] | None = None,
 ) -> None:
-    """Write report.json, report.html, what probes left, and the purified model in the suspect's own format."""
+    """Write report.json, report.html, what plugins left, and the purified model in the suspect's own format."""
     for name, content in (artifacts or {}).items():
         (folder / name).write_bytes(content)
     (folder / REPORT).write_text(report.to_json(), encoding="utf-8")
@@ -32,6 +33,17 @@ def write_audit(
         save_checkpoint(
             purified, folder / name, like=suspect, provenance={"purified_by": report.provenance["defense"]["name"]}
         )
+
+
+def write_found(out: Path, found: Measurement) -> list[Path]:
+    """Write what a defense found beside its purified model: `OUT.ARTIFACT.safetensors` and pictures; return the paths."""
+    content = dict(found.artifacts)
+    content |= {f"{e.probe}-{e.metric}.png": base64.b64decode(e.picture) for e in found.exhibits if e.picture}
+    paths = {out.with_name(f"{out.stem}.{name}"): data for name, data in content.items()}
+    for path, data in paths.items():
+        with atomic_file(path) as partial:
+            partial.write_bytes(data)
+    return list(paths)
 
 
 def is_audit(folder: Path) -> bool:

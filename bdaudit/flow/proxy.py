@@ -8,18 +8,16 @@ from dataclasses import dataclass
 import torch
 
 from bdaudit.attacks.triggers import BlendTrigger
-from bdaudit.errors import one_line
 from bdaudit.inputs.classifier import Classifier
 from bdaudit.inputs.pool import Pool
-from bdaudit.report.pictures import sheet
+from bdaudit.report.inversion import by_index, inversion_exhibit, inversion_findings, named
 from bdaudit.report.proxy import ANOMALY
 from bdaudit.report.schema import Exhibit, Finding
-from bdaudit.report.statistics import rate_finding
 from bdaudit.training.inversion import Inversion, Search, invert
 from bdaudit.training.progress import say
 
-ORDINARY, SHOWN = 3, 8
-"""Classes whose inverted triggers serve as controls; classes in the picture."""
+ORDINARY = 3
+"""Classes whose inverted triggers serve as controls."""
 
 
 @dataclass(frozen=True)
@@ -48,8 +46,7 @@ class Proxy:
 
     def order(self) -> list[int]:
         """All classes, the audited one first, then by how much they stand out."""
-        ranked: list[int] = self.inversion.index.argsort(descending=True).tolist()
-        return sorted(ranked, key=lambda c: c != self.target)
+        return by_index(self.inversion, self.target)
 
     def shortfall(self) -> str:
         """Say why there is nothing to test; '' where there is."""
@@ -83,42 +80,22 @@ class Proxy:
 
     def findings(self) -> list[Finding]:
         """List every class's anomaly index, mask and success on the suspect; the audited class comes first."""
-        rows: list[Finding] = []
-        for c in self.order():
-            named = self._named(c)
-            numbers = {"anomaly_index": float(self.inversion.index[c]), "mask_l1": float(self.inversion.l1[c])}
-            rows += [
-                Finding(
-                    probe="inversion", subject="suspect", metric=m, value=v, low=None, high=None, n=None, variant=named
-                )
-                for m, v in numbers.items()
-            ]
-            rows.append(rate_finding("inversion", "suspect", "asr", self.inversion.success[c], named))
-        return rows
+        return inversion_findings(self.inversion, self.classes, self.order(), "inversion")
 
     def exhibit(self) -> Exhibit:
         """Show the inverted triggers, the audited class's first, and one image with each of them."""
-        shown = self.order()[:SHOWN]
-        found = self.inversion
-        inverted = torch.stack([(found.masks[c] * found.patterns[c]).round().to(torch.uint8) for c in shown])
-        image = self.rows.images[:1].cpu()
-        stamped = torch.cat([self.trigger(c)(image) for c in shown])
-        first = "The first is the audited class" if self.target is not None else "None stands out"
-        return Exhibit(
-            probe="inversion",
-            metric="anomaly_index",
-            title="Inverted triggers (a proxy)" if self.target is not None else "Inverted triggers",
-            caption="Mask times pattern, and one image with it, by class and anomaly index: "
-            f"{'; '.join(f'{self._named(c)} {float(found.index[c]):.2f}' for c in shown)}. {first}. "
-            "The trigger of a backdoor that is a patch is far smaller than the others.",
-            picture=sheet({"trigger": inverted, "image with": stamped}),
+        return inversion_exhibit(
+            self.inversion,
+            self.classes,
+            self.order(),
+            self.rows.images[:1].cpu(),
+            "inversion",
+            "Inverted triggers (a proxy)" if self.target is not None else "Inverted triggers",
+            "The first is the audited class." if self.target is not None else "None stands out.",
         )
 
-    def _named(self, c: int) -> str:
-        return f"class {c} ({one_line(self.classes[c], 40)})"
-
     def _index(self, c: int) -> str:
-        return f"{self._named(c)}, anomaly index {float(self.inversion.index[c]):.2f}"
+        return f"{named(self.classes, c)}, anomaly index {float(self.inversion.index[c]):.2f}"
 
 
 def stand_in(model: Classifier, rows: Pool, target: int | None, rng: torch.Generator) -> Proxy:

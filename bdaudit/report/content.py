@@ -64,6 +64,7 @@ METRICS = {
     "distance": ("Distance", "how far the weights moved from the suspect's, in parts of their length (Frobenius norm) there"),
     "near_target": ("Near target", "images whose features, the input of the head, lie nearest to the clean images of the class that the attacker wants"),
     "anomaly_index": ("anomaly", "how many deviations the inverted trigger is smaller than the median class's; above 2 stands out"),
+    "reversed_share": ("to its target", "clean images that the reversed trigger's generator turns into the class that it turns most of them into"),
     "mask_l1": ("mask", "size of the inverted trigger: the sum of its mask, in pixels"),
     "der": ("DER", "defense effectiveness: attack success removed, less the clean accuracy lost; 50% is no effect"),
 }  # fmt: skip
@@ -81,6 +82,10 @@ NUMBERS = frozenset({"distance", "loss", "t_asr20", "anomaly_index", "mask_l1", 
 
 STAGES = {
     "inversion": "Triggers inverted from the suspect",
+    "nc": "Triggers that NC inverted from the suspect",
+    "bti-dbf": "Trigger that BTI-DBF reversed from the suspect",
+    "bti-sam": "Trigger that BTI+SAM reversed from the suspect",
+    "pam": "Trigger that PAM reversed from the suspect",
     "evaluation": "Before and after purification",
     "change": "Purified against suspect, image by image",
     "retune": "After retuning (RA)",

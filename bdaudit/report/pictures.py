@@ -27,9 +27,9 @@ def contact_sheet(before: Tensor, after: Tensor, rows: tuple[str, str, str] = RO
     return _drawn(dict(zip(rows, (first, second, difference), strict=True)))
 
 
-def triptych(before: Tensor, after: Tensor) -> str:
+def triptych(before: Tensor, after: Tensor, rows: tuple[str, str, str] = ("triggered", "perturbed", "diff x10")) -> str:
     """Draw the sheet of a perturbation and return it as base64 PNG, to be embedded."""
-    return _embedded(contact_sheet(before, after, ("triggered", "perturbed", "diff x10")))
+    return _embedded(contact_sheet(before, after, rows))
 
 
 def sheet(rows: Mapping[str, Tensor]) -> str:

@@ -83,13 +83,13 @@ class Exhibit(_Document):
 
 
 class Measurement(_Document):
-    """What one probe hands in."""
+    """What one probe hands in, or what a defense found on its way."""
 
     findings: list[Finding] = Field(default_factory=list)
     exhibits: list[Exhibit] = Field(default_factory=list)
     notes: list[str] = Field(default_factory=list)
     artifacts: dict[str, bytes] = Field(
-        default_factory=dict, exclude=True, description="Files to keep beside the report: NAME.safetensors -> content."
+        default_factory=dict, exclude=True, description="Files to keep beside the result: NAME.safetensors -> content."
     )
 
     @field_validator("artifacts")

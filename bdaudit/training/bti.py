@@ -18,6 +18,7 @@ from bdaudit.inputs.classifier import Classifier
 from bdaudit.inputs.pool import Pool
 from bdaudit.runtime import Runtime, seeded
 from bdaudit.training.loop import endless_rows
+from bdaudit.training.metrics import Rate
 from bdaudit.training.progress import say, track
 from bdaudit.training.split import Split
 
@@ -44,12 +45,12 @@ class Reversal:
 class Reversed:
     """A trigger that was reversed from a model.
 
-    generator: clean pixels to poisoned ones. target: the class that most of its images get; share: of how many.
+    generator: clean pixels to poisoned ones. target: the class that most of its images get; rate: how many do.
     """
 
     generator: UNet
     target: int
-    share: float
+    rate: Rate
 
     @torch.no_grad()
     def mix(self, x: Tensor, share: float) -> Tensor:
@@ -138,7 +139,7 @@ def reverse(
             optimizer.step()
             advance()
     found = detect(frozen, generator, pool.images, rng)
-    say(f"reversed a trigger: {found.share:.0%} of its images become class {model.classes[found.target]}")
+    say(f"reversed a trigger: {found.rate.value:.0%} of its images become class {model.classes[found.target]}")
     return found
 
 
@@ -190,5 +191,6 @@ def detect(model: Classifier, generator: UNet, images: Tensor, rng: torch.Genera
     for x in torch.split(images, 512):
         noise = torch.randn(x.shape, generator=rng).to(x.device) * model.std
         predicted.append(model(generator(x / 255 + 0.03 * noise)).argmax(1))
-    counts = torch.bincount(torch.cat(predicted), minlength=model.num_classes)
-    return Reversed(generator, int(counts.argmax()), float(counts.max() / counts.sum()))
+    classes = torch.cat(predicted).cpu()
+    target = int(torch.bincount(classes, minlength=model.num_classes).argmax())
+    return Reversed(generator, target, Rate.of(classes == target))

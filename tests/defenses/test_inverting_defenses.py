@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from safetensors.torch import load
 from support import make_tiny
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -19,6 +20,7 @@ from bdaudit.defenses.pam import PAM, path_aware
 from bdaudit.flow.run import Run
 from bdaudit.inputs.classifier import Classifier, Preprocessing
 from bdaudit.inputs.pool import Pool
+from bdaudit.report.schema import Measurement
 from bdaudit.runtime import generator
 from bdaudit.training.bti import Reversed, UNet, reverse
 from bdaudit.training.loop import Loss, Recipe
@@ -56,11 +58,23 @@ def found(roomy: Run) -> Reversed:
 def test_the_reversed_trigger_leads_to_the_runs_target(roomy: Run, found: Reversed) -> None:
     suspect, images = api.load(roomy.model_path, device="cpu").classifier, roomy.pool("test").spread(200).images
     assert found.target == roomy.goal.target
-    assert found.share >= 0.9
+    assert found.rate.value >= 0.9
     with torch.no_grad():
         poisoned = found.generator(images)
         assert (suspect(poisoned).argmax(1) == roomy.goal.target).float().mean() >= 0.9
         assert ((poisoned - images / 255) / suspect.std).square().mean() <= 2 * 0.3
+
+
+def assert_found(reported: Measurement, found: Reversed, suspect: Classifier, name: str) -> None:
+    """The detected target, and a file from which the generator can be made again."""
+    [row] = reported.findings
+    assert (row.probe, row.metric, row.value) == (name, "reversed_share", found.rate.value)
+    assert row.variant.startswith(f"class {found.target} ")
+    again = UNet(suspect, BTIDBF().generator_width)
+    again.load_state_dict(load(reported.artifacts[f"{name}-generator.safetensors"]))
+    pixels = torch.rand(3, *suspect.preprocessing.shape)
+    with torch.no_grad():
+        assert torch.equal(again(pixels), found.generator(pixels))
 
 
 @pytest.mark.parametrize("defense", [BTIDBF(rounds=1, epochs=20, lr=1e-3), PAM(rounds=1, epochs=20, rho=0.3)])
@@ -72,7 +86,9 @@ def test_unlearning_it_removes_the_real_backdoor(
     suspect, test = api.load(roomy.model_path, device="cpu").classifier, roomy.pool("test").spread(400)
     triggered = roomy.trigger.on(test)
     assert attack_rates(suspect, triggered, roomy.goal)[0].value >= 0.95
-    result = defense.run({"model": suspect, "clean": roomy.pool("clean"), "rng": generator(0)})
+    done = defense.conduct({"model": suspect, "clean": roomy.pool("clean"), "rng": generator(0)})
+    result = done.model
+    assert_found(done.found, found, suspect, defense.name)
     asr, robust = attack_rates(result, triggered, roomy.goal)
     assert asr.value <= 0.10
     assert robust.value >= 0.8
@@ -83,7 +99,7 @@ def test_bti_unlearns_with_true_labels_and_holds_the_features(digits: Pool) -> N
     """CE(f(x'), y) + MSE(g(x), g(x')) over the whole batch."""
     model = make_tiny()
     x, y = digits.images[:16], digits.labels[:16]
-    found = Reversed(UNet(model, 4), 0, 1.0)
+    found = Reversed(UNet(model, 4), 0, Rate(1, 1))
     split, mixed = Split(model), found.mix(x, 0.25)
     by_hand = F.cross_entropy(model(mixed), y) + F.mse_loss(split.features(x), split.features(mixed))
     assert unlearning(split, found, 0.25)(model, x, y).item() == pytest.approx(by_hand.item(), rel=1e-4)
@@ -108,7 +124,7 @@ def test_pams_gradient_is_taken_on_the_path_back(rho: float, shifted: list[float
     model = two_weights([1.6, -0.8])
     origin = {"body.1.weight": torch.tensor([[1.0], [0.0]])}
     x, y = torch.tensor([0.5, 1.0]).reshape(2, 1, 1, 1), torch.tensor([1, 0])
-    loss = path_aware(origin, rho, Reversed(nn.Identity(), 0, 1.0), 0.2)(model, x, y)  # type: ignore[arg-type]
+    loss = path_aware(origin, rho, Reversed(nn.Identity(), 0, Rate(1, 1)), 0.2)(model, x, y)  # type: ignore[arg-type]
     (gradient,) = torch.autograd.grad(loss, [model.head.weight])
 
     w = torch.tensor(shifted)
@@ -123,7 +139,7 @@ def test_pams_first_step_starts_where_the_path_does() -> None:
     model = two_weights([1.0, 0.0])
     origin = {"body.1.weight": model.head.weight.detach().clone()}
     x, y = torch.ones(2, 1, 1, 1), torch.tensor([1, 0])
-    loss = path_aware(origin, 0.5, Reversed(nn.Identity(), 0, 1.0), 0.2)(model, x, y)  # type: ignore[arg-type]
+    loss = path_aware(origin, 0.5, Reversed(nn.Identity(), 0, Rate(1, 1)), 0.2)(model, x, y)  # type: ignore[arg-type]
     assert loss.item() == pytest.approx(F.cross_entropy(model(x), y).item())
 
 
@@ -136,7 +152,7 @@ def test_pam_tunes_batchnorms_statistics_but_does_not_move_them_along_the_path(d
         for name, p in by_hand.named_parameters():
             p.copy_(origin[name])
     x, y = digits.images[:16], digits.labels[:16]
-    path_aware(origin, 99.0, Reversed(nn.Identity(), 0, 1.0), 0.2)(model, x, y)  # type: ignore[arg-type]
+    path_aware(origin, 99.0, Reversed(nn.Identity(), 0, Rate(1, 1)), 0.2)(model, x, y)  # type: ignore[arg-type]
     by_hand(x)
     for (name, b), expected in zip(model.named_buffers(), by_hand.buffers(), strict=True):
         assert torch.allclose(b.float(), expected.float(), atol=1e-5), name
@@ -170,7 +186,7 @@ def test_pam_takes_the_largest_step_that_keeps_the_accuracy(
 def test_bti_sam_tunes_on_the_mixed_batches(digits: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
     """The plain cross-entropy of the mix, under ordinary SAM."""
     x, y = digits.images[:16], digits.labels[:16]
-    found = Reversed(UNet(make_tiny(), 4), 0, 1.0)
+    found = Reversed(UNet(make_tiny(), 4), 0, Rate(1, 1))
     seen: list[float] = []
 
     def look(model: Classifier, pool: Pool, recipe: Recipe, rng: object, *, loss: Loss, what: str) -> Classifier:

@@ -26,7 +26,7 @@ from bdaudit.training.bti import (
     poisoned_in,
     reverse,
 )
-from bdaudit.training.metrics import predict_logits
+from bdaudit.training.metrics import Rate, predict_logits
 from bdaudit.training.split import Split
 
 HOW = Reversal(images=300, mask_steps=400, steps=150, batch_size=32, width=8, pixel_bound=0.3, feature_bound=3.0)
@@ -122,13 +122,13 @@ def test_the_target_is_what_most_images_become(digits: Pool) -> None:
         model.head.weight.zero_()
         model.head.bias.copy_(torch.arange(10) == 6)
     found = detect(model, UNet(model, 2), digits.images[:40], generator(0))
-    assert (found.target, found.share) == (6, 1.0)
+    assert (found.target, found.rate.value) == (6, 1.0)
 
 
 def test_a_batch_is_mixed_with_true_images_behind(digits: Pool) -> None:
     """int(share n) + 1 images are the generator's; the rest are pixels as they were."""
     model = make_tiny()
-    found = Reversed(UNet(model, 2), 0, 1.0)
+    found = Reversed(UNet(model, 2), 0, Rate(1, 1))
     mixed = found.mix(digits.images[:20], 0.2)
     assert poisoned_in(20, 0.2) == 5
     changed = (mixed != digits.images[:20] / 255).flatten(1).any(1)
