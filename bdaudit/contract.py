@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any, ClassVar, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from pydantic.fields import FieldInfo
 
 from bdaudit.errors import MissingInput, OptionError, PluginError, did_you_mean, one_line
@@ -148,6 +148,43 @@ class Plugin(BaseModel):
             elif not optional:
                 raise MissingInput(missing_message(self.name, name))
         return granted
+
+
+class Preset(Plugin):
+    """Options with `-o preset=NAME`, which takes a paper's settings, or those for a data set, all at once."""
+
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
+    """What each preset sets; options that are given as well override it."""
+
+    preset: str = option("", "take a paper's settings where none are given")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_in_preset(cls, given: dict[str, Any]) -> dict[str, Any]:
+        return {**cls.presets.get(str(given.get("preset")), {}), **given}
+
+    @field_validator("preset")
+    @classmethod
+    def _check_preset(cls, name: str) -> str:
+        if name and name not in cls.presets:
+            known = ", ".join(cls.presets) or "none"
+            raise ValueError(f"no such preset{did_you_mean(name, cls.presets)} (presets: {known})")
+        return name
+
+    @classmethod
+    def inapplicable(cls) -> set[str]:
+        """Name the options of the base class that mean nothing here, and are not listed."""
+        return set() if cls.presets else {"preset"}
+
+    @classmethod
+    def describe_options(cls) -> list[dict[str, str]]:
+        """One row an option that applies; a preset's names the settings that it stands for."""
+        rows = [row for row in super().describe_options() if row["option"] not in cls.inapplicable()]
+        settings = [f"{name} ({' '.join(f'{k}={v}' for k, v in sets.items())})" for name, sets in cls.presets.items()]
+        for row in rows:
+            if row["option"] == "preset":
+                row["what"] += f": {', '.join(settings)}"
+        return rows
 
 
 def missing_message(plugin: str, name: str) -> str:

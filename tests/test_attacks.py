@@ -87,14 +87,6 @@ class TestEveryAttack:
         with pytest.raises(UsageError, match=rf"^{cls.name}: -o rate=0.01 selects no row out of \d+ training images"):
             attack.poison(digits.first(20), trigger_of(attack), Goal(0, 10), generator(0))
 
-    def test_every_preset_is_made_of_known_options(self, cls: type[Attack]) -> None:
-        for name, stated in cls.presets.items():
-            attack = cls.parse({"preset": name})
-            assert {option: getattr(attack, option) for option in stated} == stated
-            assert name in str(cls.describe_options())
-        with pytest.raises(OptionError, match=rf"{cls.name}: -o preset: no such preset"):
-            cls.parse({"preset": "x"})
-
     def test_a_flat_victim_is_trained_with_sam(
         self, cls: type[Attack], digits: Pool, tiny: Classifier, monkeypatch: pytest.MonkeyPatch
     ) -> None:

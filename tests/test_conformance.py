@@ -22,9 +22,10 @@ from safetensors.torch import save_file
 from bdaudit import plugins
 from bdaudit.attacks.base import Attack, Poisoned
 from bdaudit.attacks.triggers import BlendTrigger, Trigger, patch
-from bdaudit.contract import Plugin, option
+from bdaudit.contract import Plugin, Preset, option
 from bdaudit.defenses.base import Defense
 from bdaudit.defenses.ft import FT
+from bdaudit.errors import OptionError
 from bdaudit.inputs.classifier import Classifier
 from bdaudit.inputs.goal import Goal
 from bdaudit.inputs.pool import Pool
@@ -49,6 +50,17 @@ class TestFT(Conformance):
     """An author's pytest: one test a check."""
 
     plugin = FT
+
+
+@pytest.mark.parametrize("cls", [c for c in BUILT_INS if issubclass(c, Preset)], ids=lambda c: f"{c.kind}.{c.name}")
+def test_every_preset_is_made_of_known_options_and_listed(cls: type[Preset]) -> None:
+    for name, stated in cls.presets.items():
+        chosen = cls.parse({"preset": name})
+        assert {option: getattr(chosen, option) for option in stated} == stated
+        assert name in str(cls.describe_options())
+    assert bool(cls.presets) == any(row["option"] == "preset" for row in cls.describe_options())
+    with pytest.raises(OptionError, match=rf"{cls.name}: -o preset: no such preset"):
+        cls.parse({"preset": "x"})
 
 
 def test_the_kit_as_pytest_fails_with_the_rule_and_the_reason() -> None:

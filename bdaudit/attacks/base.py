@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Literal, final
+from typing import ClassVar, Literal, final
 
 import torch
-from pydantic import field_validator, model_validator
+from pydantic import field_validator
 from torch import Tensor
 
 from bdaudit.attacks.triggers import KINDS, Trigger
-from bdaudit.contract import Plugin, option
-from bdaudit.errors import PluginError, UsageError, did_you_mean
+from bdaudit.contract import Preset, option
+from bdaudit.errors import PluginError, UsageError
 from bdaudit.inputs.classifier import Classifier
 from bdaudit.inputs.goal import Goal
 from bdaudit.inputs.pool import Pool
@@ -50,7 +50,7 @@ class Implanted:
     poisoned: Poisoned
 
 
-class Attack(Plugin):
+class Attack(Preset):
     """Implant a backdoor. A subclass writes `make_trigger`, and what differs of `plant`, `poison` or `train`."""
 
     kind: ClassVar[str] = "attack"
@@ -60,31 +60,15 @@ class Attack(Plugin):
     """Whether poisoned rows keep their labels, and so are taken from the target class only."""
     sample_specific: ClassVar[bool] = False
     """Whether what the trigger changes depends on the image."""
-    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
-    """What `-o preset=NAME` sets, by the paper's name; options that are given as well override it."""
 
     rate: float = option(0.05, "poison rate, as a share of the whole training set", cite="SS B.2", gt=0, le=1)
     label: Literal["all2one", "all2all"] = option("all2one", "one target class, or y -> y + 1", cite="cards 1.14")
-    preset: str = option("", "take a paper's settings where none are given")
     flat_rho: float = option(
         0.0, "train towards a flat minimum: adaptive SAM of this radius, at twice the cost; 0: no", cite="D3 4.4", ge=0
     )
 
     make_trigger: ClassVar[Callable[..., Trigger]]
     """Make the trigger used at test time, from any of: shape, train, target, fresh, rng."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _fill_in_preset(cls, given: dict[str, Any]) -> dict[str, Any]:
-        return {**cls.presets.get(str(given.get("preset")), {}), **given}
-
-    @field_validator("preset")
-    @classmethod
-    def _check_preset(cls, name: str) -> str:
-        if name and name not in cls.presets:
-            known = ", ".join(cls.presets) or "none"
-            raise ValueError(f"no such preset{did_you_mean(name, cls.presets)} (presets: {known})")
-        return name
 
     @field_validator("flat_rho")
     @classmethod
@@ -112,15 +96,8 @@ class Attack(Plugin):
         }
 
     @classmethod
-    def describe_options(cls) -> list[dict[str, str]]:
-        """One row an option that applies; a preset's names the settings that it stands for."""
-        inapplicable = {"preset": not cls.presets, "flat_rho": not cls.trains_plainly()}
-        rows = [row for row in super().describe_options() if not inapplicable.get(row["option"])]
-        settings = [f"{name} ({' '.join(f'{k}={v}' for k, v in sets.items())})" for name, sets in cls.presets.items()]
-        for row in rows:
-            if row["option"] == "preset":
-                row["what"] += f": {', '.join(settings)}"
-        return rows
+    def inapplicable(cls) -> set[str]:
+        return super().inapplicable() | (set() if cls.trains_plainly() else {"flat_rho"})
 
     def make_train_trigger(self, shape: tuple[int, int, int], trigger: Trigger) -> Trigger:
         """Make the variant planted at training time; the same one unless the paper is asymmetric."""

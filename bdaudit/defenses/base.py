@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Literal, final
 import torch
 from torch import Tensor, nn
 
-from bdaudit.contract import Plugin, option
+from bdaudit.contract import Preset, option
 from bdaudit.errors import PluginError, UsageError
 from bdaudit.inputs.classifier import Classifier
 from bdaudit.inputs.pool import Pool
@@ -29,7 +29,7 @@ class Purified:
     found: Measurement = field(default_factory=Measurement)
 
 
-class Defense(Plugin):
+class Defense(Preset):
     """Purify a model. A subclass writes `purify` and names in its signature what it needs."""
 
     kind: ClassVar[str] = "defense"

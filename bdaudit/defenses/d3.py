@@ -24,12 +24,11 @@ class D3(Tuning):
     """
 
     name = "d3"
+    presets = {"paper": {"form": "paper", "penalty": 10.0}, "released": {"form": "released", "penalty": 0.5}}
 
-    penalty: float = option(
-        -1.0, "lambda, the weight of the clean loss above epsilon; -1: 10, or .5 as released", cite="D3 4.1", ge=-1
-    )
+    penalty: float = option(10.0, "lambda, the weight of the clean loss above epsilon", cite="D3 4.1", ge=0)
     epsilon: float = option(0.1, "clean loss that costs nothing", cite="D3 4.1", ge=0)
-    preset: Literal["paper", "released"] = option(
+    form: Literal["paper", "released"] = option(
         "paper",
         "`released` takes the maximum image by image, and divides the loss by 1 + lambda where lambda exceeds 1",
         cite="D3 Eq. 4; D3-repo; cards D-5",
@@ -39,8 +38,7 @@ class D3(Tuning):
     batch_size: int = option(256, "images a step", cite="BackdoorBench", ge=2)
 
     def purify(self, model: Classifier, clean: Pool, rng: torch.Generator) -> Classifier:
-        released = self.preset == "released"
-        penalty = self.penalty if self.penalty >= 0 else 0.5 if released else 10.0
+        released, penalty = self.form == "released", self.penalty
         heads = linear_layers(model, self.layers)
         original = weights_of(heads)
         for head in heads:

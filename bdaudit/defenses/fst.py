@@ -22,6 +22,14 @@ class FST(Tuning):
     """
 
     name = "fst"
+    presets = {
+        "cifar10": {"alpha": 0.2, "lr": 0.01, "epochs": 10},
+        "gtsrb": {"alpha": 0.1, "lr": 0.01, "epochs": 15},
+        "cifar100": {"alpha": 0.001, "lr": 0.001, "epochs": 15, "batch_size": 32},
+        "tiny-imagenet": {"alpha": 0.001, "lr": 0.001, "epochs": 15, "batch_size": 32},
+        "ss-cifar10": {"alpha": 0.1, "lr": 0.01},
+        "ss-tiny-imagenet": {"alpha": 0.001, "lr": 0.005},
+    }
 
     alpha: float = option(
         0.2, "weight of <w, w_ori>", cite="FST 5.1: .2 CIFAR-10, .1 GTSRB, .001 CIFAR-100 and Tiny", ge=0

@@ -19,6 +19,12 @@ class FTInit(Tuning):
     """
 
     name = "ft-init"
+    presets = {
+        "cifar10": {"lr": 0.01, "epochs": 100},
+        "gtsrb": {"lr": 0.01, "epochs": 100},
+        "cifar100": {"lr": 0.005, "epochs": 20, "batch_size": 32},
+        "tiny-imagenet": {"lr": 0.005, "epochs": 20, "batch_size": 32},
+    }
 
     epochs: int = option(100, "passes over the clean pool", cite="FST B.3: 100 CIFAR-10 and GTSRB, 20 others", ge=1)
 

@@ -23,6 +23,16 @@ class FTSAM(Tuning):
     """
 
     name = "ft-sam"
+    presets = {
+        "cifar10": {"rho": 2.0, "label_smoothing": 0.1, "epochs": 100, "batch_size": 256},
+        "gtsrb": {"rho": 8.0, "label_smoothing": 0.0, "epochs": 50, "batch_size": 256},
+        "tiny-imagenet": {"rho": 8.0, "label_smoothing": 0.0, "epochs": 100, "batch_size": 256},
+        "fst-cifar10": {"rho": 8.0, "label_smoothing": 0.0, "weight_decay": 0.0, "epochs": 100},
+        "fst-gtsrb": {"rho": 10.0, "label_smoothing": 0.0, "weight_decay": 0.0, "epochs": 100},
+        "fst-tiny-imagenet": {"rho": 6.0, "lr": 0.001, "label_smoothing": 0.0, "weight_decay": 0.0, "batch_size": 32},
+        "ss-cifar10": {"rho": 1.0, "lr": 0.01, "epochs": 20},
+        "ss-tiny-imagenet": {"rho": 0.5, "lr": 0.001, "epochs": 20},
+    }
 
     rho: float = option(
         -1.0,

@@ -27,6 +27,7 @@ class IBAU(Tuning, Judging):
     """
 
     name = "i-bau"
+    presets = {"backdoorbench": {"lr": 1e-4, "batch_size": 256}, "ss": {"lr": 1e-4, "batch_size": 256, "epochs": 20}}
     quick_options = {"epochs": 1, "batch_size": 32, "fixed_points": 2}
 
     epochs: int = option(5, "rounds: a perturbation, and a pass over the clean pool", cite="I-BAU", ge=1)

@@ -21,6 +21,11 @@ class NGF(Tuning):
     """
 
     name = "ngf"
+    presets = {
+        "cifar10": {"lr": 0.015, "epochs": 100},
+        "gtsrb": {"lr": 0.05, "epochs": 100},
+        "tiny-imagenet": {"lr": 0.002, "epochs": 20},
+    }
 
     epochs: int = option(60, "passes over the clean pool", cite="NGF: 500 steps of 128; FST B.3: 100 epochs", ge=1)
     lr: float = option(

@@ -32,6 +32,14 @@ class PAM(Inverting, Judging):
     """
 
     name = "pam"
+    presets = {
+        "badnets": {"rho": 0.9},
+        "lc": {"rho": 0.9},
+        "blended": {"rho": 0.5},
+        "ssba": {"rho": 0.5},
+        "cifar100": {"rho": 0.4},
+        "tiny-imagenet": {"rho": 0.4},
+    }
 
     rho: float = option(
         0.9, "path-aware step (an L2 distance), at most", cite="SS B.2: .9 BadNets and LC, .5 Blended and SSBA", gt=0

@@ -20,6 +20,7 @@ class PL(Tuning):
     """
 
     name = "pl"
+    presets = {"tiny-imagenet": {"batch_size": 32}}
 
     alpha: float = option(0.2, "weight of the malicious loss", cite="PL section 5 (grid .1 to .5)", ge=0)
     lr: float = option(5e-4, "Adam's learning rate", cite="ours: benchmarks/results/pl_sweep.json", gt=0)
