@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+
+FIRST, NEXT = 10.0, 60.0
+"""Seconds after which a log hears of a loop, and between two such lines."""
 
 _shown: ContextVar[bool] = ContextVar("bdaudit_progress", default=False)
 
@@ -22,9 +26,15 @@ def progress_shown(shown: bool = True) -> Iterator[None]:
 
 @contextmanager
 def track(what: str, total: int) -> Iterator[Callable[[], None]]:
-    """Show `what` advancing to `total` with the time left; yields the function that advances it by one."""
-    if not _shown.get() or not sys.stderr.isatty():
+    """Show `what` advancing to `total` with the time left; yields the function that advances it by one.
+
+    A bar where there is a terminal; in a log, a line now and then of what takes long.
+    """
+    if not _shown.get():
         yield lambda: None
+        return
+    if not sys.stderr.isatty():
+        yield _Log(what, total).advance
         return
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -39,6 +49,28 @@ def track(what: str, total: int) -> Iterator[Callable[[], None]]:
     ) as bar:
         task = bar.add_task(what, total=total)
         yield lambda: bar.advance(task)
+
+
+class _Log:
+    """Say how far a loop is after `FIRST` seconds and every `NEXT` seconds from then on."""
+
+    def __init__(self, what: str, total: int) -> None:
+        self.what, self.total, self.done = what, total, 0
+        self.start = time.monotonic()
+        self.due = self.start + FIRST
+
+    def advance(self) -> None:
+        self.done += 1
+        now = time.monotonic()
+        if now < self.due or self.done >= self.total:
+            return
+        self.due = now + NEXT
+        left = (now - self.start) / self.done * (self.total - self.done)
+        say(f"{self.what}: {self.done:,} of {self.total:,}, about {_duration(left)} left")
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min"
 
 
 def say(text: str) -> None:
