@@ -17,7 +17,7 @@ from bdaudit.inputs.classifier import Classifier
 from bdaudit.inputs.goal import Goal
 from bdaudit.inputs.pool import Pool
 from bdaudit.runtime import spawn
-from bdaudit.training.loop import Recipe, tune
+from bdaudit.training.loop import Loss, Recipe, cross_entropy, tune
 from bdaudit.training.sam import Sam
 
 
@@ -213,7 +213,9 @@ class Adaptive(Attack):
         return round(self.cover_rate * rows)
 
 
-def train_surrogate(fresh: Classifier, train: Pool, epochs: int, rng: torch.Generator, name: str) -> Classifier:
+def train_surrogate(
+    fresh: Classifier, train: Pool, epochs: int, rng: torch.Generator, name: str, *, loss: Loss = cross_entropy
+) -> Classifier:
     """Train a clean copy of the victim's network for the attacker to make a trigger against."""
     recipe = Recipe(epochs=epochs, lr=0.1, weight_decay=5e-4, schedule="onecycle")
-    return tune(fresh.clone(), train, recipe, spawn(rng), what=f"training a surrogate ({name})")
+    return tune(fresh.clone(), train, recipe, spawn(rng), loss=loss, what=f"training a surrogate ({name})")
