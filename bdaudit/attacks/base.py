@@ -137,6 +137,15 @@ class Attack(Preset):
             labels[poisoned] = goal.wanted(labels[poisoned])
         return Poisoned(pool.labelled(labels), poisoned, cover, train.labels)
 
+    def rework(
+        self, poisoned: Poisoned, train: Pool, trigger: Trigger, target: int, fresh: Classifier, rng: torch.Generator
+    ) -> Poisoned:
+        """Change the images of the drawn rows by what a surrogate knows, which `poison` has not; most attacks do not.
+
+        trigger: what was planted. train, fresh: as `make_trigger` gets them.
+        """
+        return poisoned
+
     def _draw(self, train: Pool, goal: Goal, rng: torch.Generator) -> tuple[Tensor, Tensor]:
         """Choose the poisoned and the cover rows (bool (N,) each), which are disjoint."""
         own_label = goal.wanted(train.labels) == train.labels
@@ -168,10 +177,12 @@ class Attack(Preset):
         fresh: trained in place. train: clean, on the CPU, left as it was.
         """
         goal = self.goal(target, fresh.num_classes)
-        available = {"shape": train.shape, "train": train, "target": target, "fresh": fresh, "rng": spawn(rng)}
+        own = spawn(rng)
+        available = {"shape": train.shape, "train": train, "target": target, "fresh": fresh, "rng": own}
         trigger = self.make_trigger(**self.grant(available))
         train_trigger = self.make_train_trigger(train.shape, trigger)
         poisoned = self.poison(train, train_trigger, goal, spawn(rng))
+        poisoned = self.rework(poisoned, train, train_trigger, target, fresh, own)
         if len(poisoned.pool) != len(train) or (poisoned.poisoned & poisoned.cover).any():
             raise PluginError(f"{self.name}.poison lost count of its rows")
         model = self.train(fresh, poisoned, recipe, spawn(rng)).eval()
