@@ -27,9 +27,17 @@ class LC(CleanLabel):
     presets = {
         "fst": {"corners": "all", "epsilon": 8, "step": 1.5, "steps": 100, "rate": 0.05, "rate_of": "all"},
         "bsd": {
-            **{"corners": "upper-left", "style": "square", "size": 2, "rate": 0.25, "rate_of": "target"},
-            **{"epsilon": 16, "step": 1.5, "steps": 30},
-            **{"surrogate_epsilon": 16, "surrogate_step": 2.0, "surrogate_steps": 7},
+            "corners": "upper-left",
+            "style": "square",
+            "size": 2,
+            "epsilon": 16,
+            "step": 1.5,
+            "steps": 30,
+            "surrogate_epsilon": 16,
+            "surrogate_step": 2.0,
+            "surrogate_steps": 7,
+            "rate": 0.25,
+            "rate_of": "target",
         },
     }
     quick_options: ClassVar[Mapping[str, Any]] = {"surrogate_epochs": 1, "steps": 2}
