@@ -228,5 +228,5 @@ def train_surrogate(
     fresh: Classifier, train: Pool, epochs: int, rng: torch.Generator, name: str, *, loss: Loss = cross_entropy
 ) -> Classifier:
     """Train a clean copy of the victim's network for the attacker to make a trigger against."""
-    recipe = Recipe(epochs=epochs, lr=0.1, weight_decay=5e-4, schedule="onecycle")
+    recipe = Recipe(epochs=epochs, lr=0.1, weight_decay=5e-4, schedule="onecycle", min_steps=32)
     return tune(fresh.clone(), train, recipe, spawn(rng), loss=loss, what=f"training a surrogate ({name})")

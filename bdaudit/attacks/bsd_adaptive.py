@@ -31,8 +31,8 @@ class BSDAdaptive(Attack):
     epsilon: int = option(8, "largest change of a pixel, in levels of 255", cite="BSD E.5", ge=1, le=255)
     step: float = option(1.5, "change of a pixel in a step, in levels of 255", cite="BSD E.5", gt=0, le=255)
     steps: int = option(15, "steps, each along the mean over all images", cite="BSD E.5", ge=1)
-    images: int = option(1000, "images that the noise is found on, at most", ge=1)
-    surrogate_epochs: int = option(3, "passes over the training images for the proxy", ge=1)
+    images: int = option(500, "images that the noise is found on, at most", ge=1)
+    surrogate_epochs: int = option(2, "passes over the training images for the proxy", ge=1)
 
     def make_trigger(self, train: Pool, target: int, fresh: Classifier, rng: torch.Generator) -> AddTrigger:
         proxy = train_surrogate(fresh, train, self.surrogate_epochs, rng, self.name).requires_grad_(False)

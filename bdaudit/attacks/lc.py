@@ -52,7 +52,7 @@ class LC(CleanLabel):
     surrogate_epsilon: int = option(16, "what the surrogate is trained to withstand", cite="BSD C.3", ge=1)
     surrogate_step: float = option(20.0, "step of the ascent that it is trained on", cite="BSD C.3: 2", gt=0)
     surrogate_steps: int = option(1, "steps of the ascent that it is trained on", cite="BSD C.3: 7", ge=1)
-    surrogate_epochs: int = option(2, "passes over the training images for the surrogate", ge=1)
+    surrogate_epochs: int = option(1, "passes over the training images for the surrogate", ge=1)
 
     def make_trigger(self, shape: tuple[int, int, int]) -> AddTrigger:
         white = torch.full((self.size, self.size), 255, dtype=torch.uint8)
