@@ -50,7 +50,7 @@ class BSDAdaptive(Attack):
     def direction(self, proxy: Classifier, others: Pool, target: int, v: torch.Tensor) -> torch.Tensor:
         """Return the sign of the gradient of CE(f(x + v), target), mean over the images."""
         total = torch.zeros_like(v)
-        for images in others.images.split(128):
+        for images in torch.split(others.images, 128):
             x = ((images.to(v.device) + v) / 255).clamp(0, 1)
             total += slope(proxy, x, torch.full((len(x),), target, device=v.device)).sum(dim=0)
         return total.sign()

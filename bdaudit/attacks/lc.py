@@ -75,7 +75,7 @@ class LC(CleanLabel):
         robust.requires_grad_(False)
         ascent = PGD(self.epsilon / 255, self.step / 255, self.steps)
         moved = torch.empty_like(images)
-        for rows in torch.arange(len(images)).split(128):
+        for rows in torch.split(torch.arange(len(images)), 128):
             x = images[rows].to(robust.device) / 255
             y = torch.full((len(x),), target, device=x.device)
             moved[rows] = (ascent(robust, x, y) * 255).round().to(torch.uint8).cpu()
