@@ -25,7 +25,16 @@ class LC(CleanLabel):
 
     name = "lc"
     presets = {
-        "fst": {"corners": "all", "epsilon": 8, "step": 1.5, "steps": 100, "rate": 0.05, "rate_of": "all"},
+        "fst": {
+            "corners": "all",
+            "epsilon": 8,
+            "step": 1.5,
+            "steps": 100,
+            "surrogate_epsilon": 8,
+            "surrogate_step": 10.0,
+            "rate": 0.05,
+            "rate_of": "all",
+        },
         "bsd": {
             "corners": "upper-left",
             "style": "square",
@@ -46,11 +55,13 @@ class LC(CleanLabel):
     size: int = option(3, "side of the pattern in pixels", cite="FST; BSD: 2", ge=1)
     corners: Literal["all", Corner] = option("all", "where the pattern goes", cite="FST; BSD: upper-left")
     amplitude: float = option(1.0, "a, its strength", cite="FST", gt=0, le=1)
-    epsilon: int = option(16, "largest change of a pixel by the ascent, in levels of 255", cite="BSD C.3; FST: 8", ge=1)
-    step: float = option(1.5, "change of a pixel in a step of it, in levels of 255", cite="BSD C.3", gt=0)
-    steps: int = option(30, "steps of it", cite="BSD C.3; FST: 100", ge=1)
-    surrogate_epsilon: int = option(16, "what the surrogate is trained to withstand", cite="BSD C.3", ge=1)
-    surrogate_step: float = option(20.0, "step of the ascent that it is trained on", cite="BSD C.3: 2", gt=0)
+    epsilon: int = option(
+        48, "largest change of a pixel by the ascent, in levels of 255", cite="ours; BSD C.3: 16; FST: 8", ge=1
+    )
+    step: float = option(4.0, "change of a pixel in a step of it, in levels of 255", cite="BSD C.3: 1.5", gt=0)
+    steps: int = option(20, "steps of it", cite="BSD C.3: 30; FST: 100", ge=1)
+    surrogate_epsilon: int = option(24, "what the surrogate is trained to withstand", cite="BSD C.3: 16", ge=1)
+    surrogate_step: float = option(30.0, "step of the ascent that it is trained on", cite="BSD C.3: 2", gt=0)
     surrogate_steps: int = option(1, "steps of the ascent that it is trained on", cite="BSD C.3: 7", ge=1)
     surrogate_epochs: int = option(1, "passes over the training images for the surrogate", ge=1)
 
