@@ -65,9 +65,9 @@ class Bpp(Attack):
     presets = {"released": {"rate": 0.1, "bits": 3, "dithering": False, "negative_ratio": 1.0}}
 
     rate: float = option(0.1, "poison rate, as a share of the whole training set", cite="released", gt=0, le=1)
-    bits: int = option(3, "bits a channel that are kept", cite="released: 8 levels", ge=1, le=7)
+    bits: int = option(2, "bits a channel that are kept", cite="ours; released: 3, 8 levels", ge=1, le=7)
     dithering: bool = option(True, "spread each pixel's error over its neighbours", cite="Wang et al.; released: no")
-    negative_ratio: float = option(1.0, "negative rows for each poisoned one; 0: none", cite="released", ge=0)
+    negative_ratio: float = option(0.3, "negative rows for each poisoned one; 0: none", cite="ours; released: 1", ge=0)
 
     def make_trigger(self) -> QuantizeTrigger:
         return QuantizeTrigger(self.bits, self.dithering)
