@@ -32,6 +32,7 @@ LAYERS = [
     ("cli", "__main__"),
 ]
 BASES = {
+    "bdaudit.attacks.adversarial_embedding",
     "bdaudit.attacks.base",
     "bdaudit.attacks.triggers",
     "bdaudit.defenses.base",

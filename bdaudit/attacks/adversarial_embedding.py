@@ -1,0 +1,77 @@
+"""Adversarial embedding: what the two Bypass attacks share."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Mapping
+from itertools import pairwise
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from bdaudit.attacks.base import Attack, Poisoned
+from bdaudit.contract import option
+from bdaudit.inputs.classifier import Classifier
+from bdaudit.runtime import seeded, spawn
+from bdaudit.training.loop import Recipe, tune
+from bdaudit.training.progress import say
+
+
+class AdversarialEmbedding(Attack):
+    """Train the model so that a discriminator which sees its features cannot tell poisoned rows."""
+
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {"fst": {"rate": 0.05, "strength": 20.0}}
+
+    strength: float = option(1.0, "lambda, weight of the discriminator's loss", cite="ours; FST released: 20", ge=0)
+    discriminator_lr: float = option(1e-3, "learning rate of the discriminator's SGD", cite="FST released", gt=0)
+
+    def train(self, fresh: Classifier, poisoned: Poisoned, recipe: Recipe, rng: torch.Generator) -> Classifier:
+        """Minimise CE - lambda BCE(D(phi(x)), b) and, after each step, BCE over D on the same features."""
+        classes, share = fresh.num_classes, poisoned.poisoned.float().mean()
+        discriminator = Discriminator(fresh, self.discriminator_lr, spawn(rng))
+
+        def loss(model: Classifier, x: Tensor, y: Tensor) -> Tensor:
+            with model.capture_features() as captured:
+                logits = model(x)
+            told = discriminator.loss(captured[-1].flatten(1), y >= classes)
+            return F.cross_entropy(logits, y % classes) - self.strength * told
+
+        # b travels through the loop on the label: y + K b.
+        pool = poisoned.pool.labelled(poisoned.pool.labels + classes * poisoned.poisoned)
+        tune(fresh, pool, recipe, rng, loss=loss, after_step=discriminator.step, what=f"training ({self.name})")
+        chance = F.binary_cross_entropy(share, share)
+        say(f"{self.name}: the discriminator ends at a loss of {discriminator.recent:.3f}; chance is {chance:.3f}")
+        return fresh
+
+
+class Discriminator:
+    """Tell poisoned rows by their features: 512-256-128-1, BatchNorm and LeakyReLU(.2), always in train mode."""
+
+    def __init__(self, model: Classifier, lr: float, rng: torch.Generator) -> None:
+        layers: list[nn.Module] = []
+        with seeded(rng):
+            for wide, narrow in pairwise((model.head.in_features, 512, 256, 128)):
+                layers += [nn.Linear(wide, narrow), nn.BatchNorm1d(narrow), nn.LeakyReLU(0.2)]
+            self.network = nn.Sequential(*layers, nn.Linear(128, 1)).to(model.device)
+        self.optimizer = torch.optim.SGD(self.network.parameters(), lr, momentum=0.9)
+        self.losses: deque[Tensor] = deque(maxlen=50)
+
+    @property
+    def recent(self) -> float:
+        """Its mean loss over the last batches."""
+        return float(torch.stack(tuple(self.losses)).mean())
+
+    def loss(self, features: Tensor, marks: Tensor) -> Tensor:
+        """Take the binary cross-entropy of a batch, whose features (N, D) `step` then learns from; marks: bool (N,)."""
+        self.batch = features.detach().float(), marks
+        return F.binary_cross_entropy_with_logits(self.network(features).flatten(), marks.float())
+
+    def step(self) -> None:
+        """Descend once, on the features that the model had before its own step."""
+        self.optimizer.zero_grad()
+        value = self.loss(*self.batch)
+        value.backward()  # type: ignore[no-untyped-call]
+        self.optimizer.step()
+        self.losses.append(value.detach())
