@@ -56,7 +56,7 @@ class Discriminator:
                 layers += [nn.Linear(wide, narrow), nn.BatchNorm1d(narrow), nn.LeakyReLU(0.2)]
             self.network = nn.Sequential(*layers, nn.Linear(128, 1)).to(model.device)
         self.optimizer = torch.optim.SGD(self.network.parameters(), lr, momentum=0.9)
-        self.losses: deque[Tensor] = deque(maxlen=50)
+        self.losses: deque[Tensor] = deque(maxlen=20)
 
     @property
     def recent(self) -> float:
