@@ -14,6 +14,7 @@ from bdaudit.errors import ImageError, UsageError
 from bdaudit.hookspecs import hookimpl
 from bdaudit.inputs.classifier import Classifier
 from bdaudit.inputs.datasets import load_dataset
+from bdaudit.inputs.photographs import parts, piece
 from bdaudit.inputs.pool import Pool, overlap
 from bdaudit.runtime import seeded, spawn
 from bdaudit.training.adversarial import slope
@@ -113,22 +114,10 @@ def with_outputs(fresh: Classifier, outputs: int, rng: torch.Generator) -> Class
 
 
 def photos(shape: tuple[int, int, int], count: int, rng: torch.Generator) -> Pool:
-    """Cut squares out of scikit-learn's two photographs, a temple and a flower; the six parts of each are classes."""
-    from sklearn.datasets import load_sample_images
-
-    pictures = torch.stack([torch.from_numpy(image.copy()) for image in load_sample_images().images]).permute(
-        0, 3, 1, 2
-    )
-    height, width = pictures.shape[2] // 2, pictures.shape[3] // 3
-    side = height // 2
-    labels = torch.arange(count) % 12
-    cut = []
-    for part in labels.tolist():
-        picture, row, column = part // 6, part // 3 % 2, part % 3
-        top = row * height + int(torch.randint(height - side + 1, (), generator=rng))
-        left = column * width + int(torch.randint(width - side + 1, (), generator=rng))
-        cut.append(pictures[picture, :, top : top + side, left : left + side])
-    return Pool.of(fitted(torch.stack(cut), shape), labels, "photos")
+    """Cut pieces out of scikit-learn's photographs; the parts that they lie in are the classes."""
+    cells = parts()
+    labels = torch.arange(count) % len(cells)
+    return Pool.of(torch.stack([piece(cells[i], shape, rng) for i in labels.tolist()]), labels, "photos")
 
 
 def fitted(images: Tensor, shape: tuple[int, int, int]) -> Tensor:

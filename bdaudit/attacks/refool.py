@@ -6,7 +6,6 @@ from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
-from PIL import Image
 from pydantic import model_validator
 from torch import Tensor
 
@@ -15,7 +14,7 @@ from bdaudit.attacks.triggers import Trigger
 from bdaudit.contract import option
 from bdaudit.errors import ImageError
 from bdaudit.hookspecs import hookimpl
-from bdaudit.inputs.images import fit
+from bdaudit.inputs.photographs import photographs, piece
 from bdaudit.inputs.sources import open_source
 
 GAMMA = 2.2
@@ -123,21 +122,9 @@ def gather(source: str, count: int, shape: tuple[int, int, int], rng: torch.Gene
     if source:
         found = open_source(source)
         return found.read(classes=found.classes(), shape=shape, most=count).images
-    from sklearn.datasets import load_sample_images
-
-    photographs = [Image.fromarray(array) for array in load_sample_images().images]
-    picks = torch.randint(len(photographs), (count,), generator=rng).tolist()
-    return torch.stack([fit(piece(photographs[i], shape, rng), shape) for i in picks])
-
-
-def piece(photograph: Image.Image, shape: tuple[int, int, int], rng: torch.Generator) -> Image.Image:
-    """Cut out a random piece of the image's proportions, from a quarter of what fits to all of it."""
-    _, height, width = shape
-    size, left, top = torch.rand(3, generator=rng).tolist()
-    scale = (0.25 + 0.75 * size) * min(photograph.width / width, photograph.height / height)
-    w, h = max(1, round(scale * width)), max(1, round(scale * height))
-    x, y = round(left * (photograph.width - w)), round(top * (photograph.height - h))
-    return photograph.crop((x, y, x + w, y + h))
+    pictures = photographs()
+    picks = torch.randint(len(pictures), (count,), generator=rng).tolist()
+    return torch.stack([piece(pictures[i], shape, rng) for i in picks])
 
 
 def ghost(t: Tensor, r: Tensor, a: Tensor, u: Tensor) -> Tensor:

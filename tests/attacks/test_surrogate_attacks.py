@@ -177,7 +177,7 @@ class TestNarcissus:
         colour = torch.tensor([30, 60, 120], dtype=torch.uint8).view(1, 3, 1, 1).expand(1, 3, 9, 9)
         assert fitted(colour, (1, 4, 4)).unique().tolist() == [70]
 
-    def test_photographs_are_cut_into_squares_of_twelve_parts(self) -> None:
+    def test_photographs_are_cut_into_pieces_of_twelve_parts(self) -> None:
         pool = photos((3, 32, 32), 25, generator(0))
         assert pool.shape == (3, 32, 32)
         assert pool.labels.bincount().tolist() == [3] + [2] * 11
