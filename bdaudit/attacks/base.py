@@ -51,7 +51,7 @@ class Implanted:
 
 
 class Attack(Preset):
-    """Implant a backdoor. A subclass writes `make_trigger`, and what differs of `plant`, `poison` or `train`."""
+    """Implant a backdoor. A subclass writes `make_trigger`, and what differs of `plant`, `poison`, `train` or `train_both`."""
 
     kind: ClassVar[str] = "attack"
     method: ClassVar[str] = "make_trigger"
@@ -85,7 +85,7 @@ class Attack(Preset):
     @classmethod
     def trains_plainly(cls) -> bool:
         """Whether the victim trains as on any other data: the attacker only had to poison it."""
-        return cls.train is Attack.train
+        return cls.train is Attack.train and cls.train_both is Attack.train_both
 
     @classmethod
     def traits(cls) -> dict[str, str]:
@@ -170,6 +170,22 @@ class Attack(Preset):
             recipe = replace(recipe, sam=Sam(self.flat_rho, adaptive=True))
         return tune(fresh, poisoned.pool, recipe, rng, what=f"training ({self.name})")
 
+    def train_both(
+        self,
+        fresh: Classifier,
+        train: Pool,
+        poisoned: Poisoned,
+        trigger: Trigger,
+        goal: Goal,
+        recipe: Recipe,
+        rng: torch.Generator,
+    ) -> tuple[Classifier, Trigger]:
+        """Train the victim; an attack whose trigger learns with it starts from `trigger` and returns the new one.
+
+        train: the rows as they were, on the CPU. The rows that `poisoned` marks are planted again with a new trigger.
+        """
+        return self.train(fresh, poisoned, recipe, rng), trigger
+
     @final
     def implant(self, fresh: Classifier, train: Pool, target: int, recipe: Recipe, rng: torch.Generator) -> Implanted:
         """Make the trigger, poison, train. The invariants of every attack are checked here, once.
@@ -181,12 +197,21 @@ class Attack(Preset):
         available = {"shape": train.shape, "train": train, "target": target, "fresh": fresh, "rng": own}
         trigger = self.make_trigger(**self.grant(available))
         train_trigger = self.make_train_trigger(train.shape, trigger)
-        poisoned = self.poison(train, train_trigger, goal, spawn(rng))
-        poisoned = self.rework(poisoned, train, train_trigger, target, fresh, own)
+        draws = spawn(rng)
+        planted = self.poison(train, train_trigger, goal, draws.clone_state())
+        poisoned = self._sound(self.rework(planted, train, train_trigger, target, fresh, own), train)
+        model, final_trigger = self.train_both(fresh, train, poisoned, trigger, goal, recipe, spawn(rng))
+        if final_trigger is not trigger:
+            trigger, train_trigger = final_trigger, self.make_train_trigger(train.shape, final_trigger)
+            trained_on, poisoned = poisoned, self._sound(self.poison(train, train_trigger, goal, draws), train)
+            if not all(torch.equal(getattr(trained_on, m), getattr(poisoned, m)) for m in ("poisoned", "cover")):
+                raise PluginError(f"{self.name}.poison marked other rows for the trained trigger, from the same draws")
+        return Implanted(model.eval(), trigger, train_trigger, goal, poisoned)
+
+    def _sound(self, poisoned: Poisoned, train: Pool) -> Poisoned:
         if len(poisoned.pool) != len(train) or (poisoned.poisoned & poisoned.cover).any():
             raise PluginError(f"{self.name}.poison lost count of its rows")
-        model = self.train(fresh, poisoned, recipe, spawn(rng)).eval()
-        return Implanted(model, trigger, train_trigger, goal, poisoned)
+        return poisoned
 
 
 class CleanLabel(Attack):

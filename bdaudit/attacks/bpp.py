@@ -34,8 +34,9 @@ class QuantizeTrigger(Trigger):
         steps = 2**self.bits - 1
         if not self.dithering:
             grid = (torch.arange(256) * steps / 255).round() * 255 / steps
-            return grid.round().to(images.device, torch.uint8)[images.int()]
-        pieces = images.split(max(1, PIECE // images[0].numel())) if len(images) else [images]
+            levels: Tensor = grid.round().to(images.device, torch.uint8)
+            return levels[images.int()]
+        pieces = torch.split(images, max(1, PIECE // images[0].numel())) if len(images) else [images]
         return torch.cat([dither(piece, steps) for piece in pieces])
 
     def tensors(self) -> dict[str, Tensor]:

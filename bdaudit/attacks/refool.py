@@ -42,7 +42,7 @@ class ReflectionTrigger(Trigger):
         self.check_shape(images, self.reflections.shape[1:])
         channels, height, width = images.shape[1:]
         size = max(1, PIECE // (channels * height * width + height**2 + width**2))
-        return torch.cat([self._reflect(piece) for piece in images.split(size)]) if len(images) else images.clone()
+        return torch.cat([self._reflect(part) for part in torch.split(images, size)]) if len(images) else images.clone()
 
     def _reflect(self, images: Tensor) -> Tensor:
         u = draws(images)

@@ -6,9 +6,7 @@ Xu et al., "Towards Reliable and Efficient Backdoor Trigger Reversal via Decoupl
 from __future__ import annotations
 
 import copy
-import math
 from dataclasses import dataclass
-from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -17,10 +15,11 @@ from torch.nn import functional as F
 from bdaudit.inputs.classifier import Classifier
 from bdaudit.inputs.pool import Pool
 from bdaudit.runtime import Runtime, seeded
-from bdaudit.training.loop import endless_rows
+from bdaudit.training.loop import descend, endless_rows
 from bdaudit.training.metrics import Rate
-from bdaudit.training.progress import say, track
+from bdaudit.training.progress import say
 from bdaudit.training.split import Split
+from bdaudit.training.unet import UNet, resolutions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +47,7 @@ class Reversed:
     generator: clean pixels to poisoned ones. target: the class that most of its images get; rate: how many do.
     """
 
-    generator: UNet
+    generator: Generator
     target: int
     rate: Rate
 
@@ -65,26 +64,22 @@ def poisoned_in(n: int, share: float) -> int:
     return min(n, int(share * n) + 1)
 
 
-class UNet(nn.Module):
+class Generator(nn.Module):
     """Poisoned images from clean ones: a U-Net over normalised pixels that adds to its input, without bounds.
 
     Its last layer starts small, so that it begins near the identity. width: channels at full resolution, doubled at
-    each of up to `levels` resolutions.
+    each of up to four resolutions.
     """
 
     mean: Tensor
     std: Tensor
 
-    def __init__(self, model: Classifier, width: int, levels: int = 4) -> None:
+    def __init__(self, model: Classifier, width: int) -> None:
         super().__init__()
         channels, *size = model.preprocessing.shape
-        levels = max(1, min(levels, int(math.log2(min(size)))))
-        widths = [width * 2**i for i in range(levels)]
-        self.down = nn.ModuleList(_block(i, o) for i, o in zip([channels, *widths], widths, strict=False))
-        self.up = nn.ModuleList(_block(w + v, v) for v, w in pairwise(widths))
-        self.out = nn.Conv2d(width, channels, 1)
+        self.unet = UNet(channels, channels, [width * 2**i for i in range(resolutions(size, 4))])
         with torch.no_grad():
-            for parameter in self.out.parameters():
+            for parameter in self.unet.out.parameters():
                 parameter.mul_(0.1)
         self.register_buffer("mean", model.mean.clone())
         self.register_buffer("std", model.std.clone())
@@ -92,22 +87,8 @@ class UNet(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Map pixels (N, C, H, W), uint8 or floats in [0, 1], to floats that may leave [0, 1]."""
         pixels = x / 255 if x.dtype == torch.uint8 else x
-        h = (pixels - self.mean) / self.std
-        skips = []
-        for i, block in enumerate(self.down):
-            h = block(F.max_pool2d(h, 2) if i else h)
-            skips.append(h)
-        for block, skip in zip(reversed(self.up), reversed(skips[:-1]), strict=True):
-            h = block(torch.cat([F.interpolate(h, skip.shape[2:]), skip], 1))
-        change: Tensor = self.out(h)
+        change: Tensor = self.unet((pixels - self.mean) / self.std)
         return pixels + change * self.std
-
-
-def _block(before: int, after: int) -> nn.Sequential:
-    layers: list[nn.Module] = []
-    for i, o in ((before, after), (after, after)):
-        layers += [nn.Conv2d(i, o, 3, padding=1, bias=False), nn.InstanceNorm2d(o, affine=True), nn.ReLU()]
-    return nn.Sequential(*layers)
 
 
 def reverse(
@@ -124,20 +105,15 @@ def reverse(
     features = split.features_of(pool.images)
     mask = benign_mask(split, features, pool.labels, how, rng)
     with seeded(rng):
-        generator = copy.deepcopy(before.generator) if before else UNet(frozen, how.width).to(model.device)
+        generator = copy.deepcopy(before.generator) if before else Generator(frozen, how.width).to(model.device)
     target = None if before is None else before.target
     deal = endless_rows(len(pool), rng)
-    runtime = Runtime.of(model.device)
-    optimizer = torch.optim.Adam(generator.parameters(), 1e-3)
-    with track("reversing", how.steps) as advance:
-        for _ in range(how.steps):
-            rows = deal(how.batch_size).to(model.device)
-            with runtime.autocast():
-                loss = generator_loss(split, generator, pool.images[rows] / 255, features[rows], mask, how, target)
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()  # type: ignore[no-untyped-call]
-            optimizer.step()
-            advance()
+
+    def loss() -> Tensor:
+        rows = deal(how.batch_size).to(model.device)
+        return generator_loss(split, generator, pool.images[rows] / 255, features[rows], mask, how, target)
+
+    descend(torch.optim.Adam(generator.parameters(), 1e-3), loss, how.steps, model.device, what="reversing")
     found = detect(frozen, generator, pool.images, rng)
     say(f"reversed a trigger: {found.rate.value:.0%} of its images become class {model.classes[found.target]}")
     return found
@@ -167,7 +143,7 @@ def mask_loss(split: Split, mask: Tensor, features: Tensor, labels: Tensor) -> T
 
 
 def generator_loss(
-    split: Split, generator: UNet, x: Tensor, features: Tensor, mask: Tensor, how: Reversal, target: int | None
+    split: Split, generator: Generator, x: Tensor, features: Tensor, mask: Tensor, how: Reversal, target: int | None
 ) -> Tensor:
     """Move the features that are not benign as far as the bounds on pixels and benign features allow."""
     poisoned = generator(x)
@@ -185,7 +161,7 @@ def generator_loss(
 
 
 @torch.no_grad()
-def detect(model: Classifier, generator: UNet, images: Tensor, rng: torch.Generator) -> Reversed:
+def detect(model: Classifier, generator: Generator, images: Tensor, rng: torch.Generator) -> Reversed:
     """The target is what the model takes most poisoned images for, when their sources carry a little noise."""
     predicted = []
     for x in torch.split(images, 512):

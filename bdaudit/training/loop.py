@@ -69,6 +69,10 @@ class Recipe:
             return self.batch_size
         return min(self.batch_size, max(16, math.ceil(n / self.min_steps)))
 
+    def steps(self, n: int) -> int:
+        """Steps in all, for a pool of n."""
+        return self.epochs * math.ceil(n / self.batch_for(n))
+
     def factor(self, step: int, steps: int) -> float:
         """Learning rate at a step, as a share of `lr`."""
         done = step / max(1, steps)
@@ -101,7 +105,8 @@ def tune(
 ) -> Classifier:
     """Train `model` in place on `pool` and return it in eval mode.
 
-    loss: what to minimise on each batch. after_step: called after every optimiser step (projections).
+    loss: what to minimise on each batch. after_step: called after every optimiser step (projections, and the steps of
+    networks that learn along, on the gradients that the loss left them).
     on_epoch: called with (epoch from 1, model in eval mode) after every epoch (curves).
     Frozen parameters (`requires_grad=False`) stay as they are; BatchNorm runs in train mode unless the recipe says no.
     """
@@ -111,8 +116,7 @@ def tune(
     runtime.place(model)
     pool = pool.to(model.device)
     optimizer = recipe.make_optimizer(model)
-    batch_size = recipe.batch_for(len(pool))
-    steps = recipe.epochs * math.ceil(len(pool) / batch_size)
+    batch_size, steps = recipe.batch_for(len(pool)), recipe.steps(len(pool))
     step = 0
     with seeded(rng), track(what, steps) as advance:
         for epoch in range(recipe.epochs):
@@ -138,6 +142,21 @@ def tune(
             if on_epoch is not None:
                 on_epoch(epoch + 1, model)
     return model
+
+
+def descend(
+    optimizer: torch.optim.Optimizer, loss: Callable[[], Tensor], steps: int, device: torch.device, *, what: str
+) -> None:
+    """Take so many steps of an optimiser on a loss: the loop of networks that are no classifiers."""
+    runtime = Runtime.of(device)
+    with track(what, steps) as advance:
+        for _ in range(steps):
+            with runtime.autocast():
+                value = loss()
+            optimizer.zero_grad(set_to_none=True)
+            value.backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+            advance()
 
 
 def batches(

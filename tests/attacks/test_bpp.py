@@ -72,7 +72,7 @@ def test_an_image_comes_out_the_same_whatever_lies_beside_it(monkeypatch: pytest
 
 def test_negative_rows_get_the_residual_of_another_image_and_keep_their_labels() -> None:
     """x + (T(x2) - x2): the noise of the trigger, on an image that stays off the levels."""
-    attack = Bpp(rate=0.2, negative_ratio=1.5)
+    attack = Bpp(rate=0.2, bits=3, negative_ratio=1.5)
     # Away from black and white, where nothing is clipped, and each of one grey of its own.
     pool = Pool.of(
         (torch.arange(100) + 70).to(torch.uint8)[:, None, None, None].expand(-1, 1, 8, 8), torch.arange(100) % 10

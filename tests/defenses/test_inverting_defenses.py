@@ -22,7 +22,7 @@ from bdaudit.inputs.classifier import Classifier, Preprocessing
 from bdaudit.inputs.pool import Pool
 from bdaudit.report.schema import Measurement
 from bdaudit.runtime import generator
-from bdaudit.training.bti import Reversed, UNet, reverse
+from bdaudit.training.bti import Generator, Reversed, reverse
 from bdaudit.training.loop import Loss, Recipe
 from bdaudit.training.metrics import Rate, accuracy, attack_rates
 from bdaudit.training.progress import progress_shown
@@ -70,7 +70,7 @@ def assert_found(reported: Measurement, found: Reversed, suspect: Classifier, na
     [row] = reported.findings
     assert (row.probe, row.metric, row.value) == (name, "reversed_share", found.rate.value)
     assert row.variant.startswith(f"class {found.target} ")
-    again = UNet(suspect, BTIDBF().generator_width)
+    again = Generator(suspect, BTIDBF().generator_width)
     again.load_state_dict(load(reported.artifacts[f"{name}-generator.safetensors"]))
     pixels = torch.rand(3, *suspect.preprocessing.shape)
     with torch.no_grad():
@@ -99,7 +99,7 @@ def test_bti_unlearns_with_true_labels_and_holds_the_features(digits: Pool) -> N
     """CE(f(x'), y) + MSE(g(x), g(x')) over the whole batch."""
     model = make_tiny()
     x, y = digits.images[:16], digits.labels[:16]
-    found = Reversed(UNet(model, 4), 0, Rate(1, 1))
+    found = Reversed(Generator(model, 4), 0, Rate(1, 1))
     split, mixed = Split(model), found.mix(x, 0.25)
     by_hand = F.cross_entropy(model(mixed), y) + F.mse_loss(split.features(x), split.features(mixed))
     assert unlearning(split, found, 0.25)(model, x, y).item() == pytest.approx(by_hand.item(), rel=1e-4)
@@ -186,7 +186,7 @@ def test_pam_takes_the_largest_step_that_keeps_the_accuracy(
 def test_bti_sam_tunes_on_the_mixed_batches(digits: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
     """The plain cross-entropy of the mix, under ordinary SAM."""
     x, y = digits.images[:16], digits.labels[:16]
-    found = Reversed(UNet(make_tiny(), 4), 0, Rate(1, 1))
+    found = Reversed(Generator(make_tiny(), 4), 0, Rate(1, 1))
     seen: list[float] = []
 
     def look(model: Classifier, pool: Pool, recipe: Recipe, rng: object, *, loss: Loss, what: str) -> Classifier:

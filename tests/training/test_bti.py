@@ -16,9 +16,9 @@ from bdaudit.inputs.classifier import Classifier
 from bdaudit.inputs.pool import Pool
 from bdaudit.runtime import generator
 from bdaudit.training.bti import (
+    Generator,
     Reversal,
     Reversed,
-    UNet,
     benign_mask,
     detect,
     generator_loss,
@@ -91,7 +91,7 @@ def test_the_mask_learns_what_classifies_and_what_does_not(suspect: Classifier, 
 def test_generator_loss_changes_sides_at_the_bounds(digits: Pool) -> None:
     """Beyond a bound it draws the image back; within, it moves other features (and .01 of benign ones back)."""
     model = make_tiny().requires_grad_(False)
-    split, made = Split(model), UNet(model, 2)
+    split, made = Split(model), Generator(model, 2)
     x = digits.images[:8] / 255
     before = split.features(x)
     mask = torch.rand(before.shape[1:], generator=generator(0))
@@ -121,14 +121,14 @@ def test_the_target_is_what_most_images_become(digits: Pool) -> None:
     with torch.no_grad():
         model.head.weight.zero_()
         model.head.bias.copy_(torch.arange(10) == 6)
-    found = detect(model, UNet(model, 2), digits.images[:40], generator(0))
+    found = detect(model, Generator(model, 2), digits.images[:40], generator(0))
     assert (found.target, found.rate.value) == (6, 1.0)
 
 
 def test_a_batch_is_mixed_with_true_images_behind(digits: Pool) -> None:
     """int(share n) + 1 images are the generator's; the rest are pixels as they were."""
     model = make_tiny()
-    found = Reversed(UNet(model, 2), 0, Rate(1, 1))
+    found = Reversed(Generator(model, 2), 0, Rate(1, 1))
     mixed = found.mix(digits.images[:20], 0.2)
     assert poisoned_in(20, 0.2) == 5
     changed = (mixed != digits.images[:20] / 255).flatten(1).any(1)
