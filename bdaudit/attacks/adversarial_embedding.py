@@ -29,7 +29,7 @@ class AdversarialEmbedding(Attack):
 
     def train(self, fresh: Classifier, poisoned: Poisoned, recipe: Recipe, rng: torch.Generator) -> Classifier:
         """Minimise CE - lambda BCE(D(phi(x)), b) and, after each step, BCE over D on the same features."""
-        classes, share = fresh.num_classes, poisoned.poisoned.float().mean()
+        classes = fresh.num_classes
         discriminator = Discriminator(fresh, self.discriminator_lr, spawn(rng))
 
         def loss(model: Classifier, x: Tensor, y: Tensor) -> Tensor:
@@ -41,8 +41,11 @@ class AdversarialEmbedding(Attack):
         # b travels through the loop on the label: y + K b.
         pool = poisoned.pool.labelled(poisoned.pool.labels + classes * poisoned.poisoned)
         tune(fresh, pool, recipe, rng, loss=loss, after_step=discriminator.step, what=f"training ({self.name})")
-        chance = F.binary_cross_entropy(share, share)
-        say(f"{self.name}: the discriminator ends at a loss of {discriminator.recent:.3f}; chance is {chance:.3f}")
+        share, label = chances(poisoned)
+        say(
+            f"{self.name}: the discriminator's loss ends at {discriminator.recent:.3f}; a guess costs {share:.3f}, "
+            f"one that knows the row's label {label:.3f}"
+        )
         return fresh
 
 
@@ -75,3 +78,10 @@ class Discriminator:
         value.backward()  # type: ignore[no-untyped-call]
         self.optimizer.step()
         self.losses.append(value.detach())
+
+
+def chances(poisoned: Poisoned) -> tuple[float, float]:
+    """Take the entropy of b, and that of b where the label is known: the losses of who sees nothing of the features."""
+    labels, marks = poisoned.pool.labels, poisoned.poisoned.double()
+    of_label = labels.bincount(weights=marks) / labels.bincount().clamp(min=1)
+    return tuple(float(F.binary_cross_entropy(p, p)) for p in (marks.mean().expand_as(marks), of_label[labels]))  # type: ignore[return-value]

@@ -33,9 +33,9 @@ class QuantizeTrigger(Trigger):
     def apply(self, images: Tensor) -> Tensor:
         steps = 2**self.bits - 1
         if not self.dithering:
-            grid = (torch.arange(256) * steps / 255).round() * 255 / steps
-            levels: Tensor = grid.round().to(images.device, torch.uint8)
-            return levels[images.int()]
+            nearest = (torch.arange(256) * steps / 255).round() * 255 / steps
+            levels: Tensor = nearest.round().to(images.device, torch.uint8)[images.int()]
+            return levels
         pieces = torch.split(images, max(1, PIECE // images[0].numel())) if len(images) else [images]
         return torch.cat([dither(piece, steps) for piece in pieces])
 
