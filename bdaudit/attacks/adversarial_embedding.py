@@ -20,7 +20,7 @@ from bdaudit.training.progress import say
 
 
 class AdversarialEmbedding(Attack):
-    """Train the model so that a discriminator which sees its features cannot tell poisoned rows."""
+    """Train the model so that a discriminator beside it, which sees its features, cannot tell poisoned rows."""
 
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {"fst": {"rate": 0.05, "strength": 20.0}}
 
