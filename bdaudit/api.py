@@ -18,8 +18,9 @@ from bdaudit.errors import InputError, UsageError, one_line
 from bdaudit.flow import audit as flow
 from bdaudit.flow.evidence import Evidence
 from bdaudit.flow.gather import audit_evidence, default_clean, purification_evidence, with_pools
-from bdaudit.flow.implant import Sizes, default_recipe, implant
+from bdaudit.flow.implant import Sizes, clean_twin, default_recipe, implant
 from bdaudit.flow.importing import ImportRecord, find_importer, is_import, write_import
+from bdaudit.flow.memo import Memo
 from bdaudit.flow.output import is_audit, write_audit
 from bdaudit.flow.pools import Images, as_pool
 from bdaudit.flow.run import Run, is_run, open_run
@@ -30,15 +31,15 @@ from bdaudit.importers import Importer
 from bdaudit.inputs import architectures
 from bdaudit.inputs.checkpoint import save_checkpoint
 from bdaudit.inputs.classifier import Classifier
-from bdaudit.inputs.datasets import load_dataset
-from bdaudit.inputs.files import atomic_folder, sha256
+from bdaudit.inputs.datasets import Dataset, load_dataset
+from bdaudit.inputs.files import atomic_folder, check_writable, sha256
 from bdaudit.inputs.toml import read_toml
 from bdaudit.probes.base import Probe
 from bdaudit.report.pictures import encode
 from bdaudit.report.schema import Exhibit, Granted, Policy, Report
 from bdaudit.runtime import Runtime, generator, pick_device
 
-__all__ = ["attack", "audit", "demo", "import_record", "load", "purify", "save", "screen"]
+__all__ = ["attack", "audit", "demo", "import_record", "load", "purify", "save", "screen", "twin"]
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -112,6 +113,7 @@ def audit(
     seed: int = 0,
     device: str = "auto",
     out: PathLike | None = None,
+    keep: PathLike | None = None,
     track: bool = True,
 ) -> Report:
     """Audit a model after a defense, or a model that somebody else purified: purify, retune, query, judge.
@@ -121,6 +123,7 @@ def audit(
     probes. reference: a clean or exactly purified model; made by `ep` where the trigger is known.
     others: further purified models, which the probe `transfer` tries its perturbations on.
     evaluate: images per rate, at most. out: a folder to write report.json, report.html and the purified model to.
+    keep: a folder of purifications and measurements: those that nothing has changed for are taken from it, others added.
     track: hand the finished report to the installed trackers.
     """
     if (defense is None) == (purified is None):
@@ -162,6 +165,7 @@ def audit(
             inputs=_files(suspect, purified),
             options={"attack": opened.record.attack, "attack_options": opened.record.options} if opened else {},
             exhibits=_preview(opened),
+            memo=Memo(Path(keep)) if keep is not None else None,
         )
         if folder is not None:
             write_audit(
@@ -210,7 +214,7 @@ def screen(
 def attack(
     name: str | Attack,
     *,
-    data: str,
+    data: str | Dataset,
     out: PathLike,
     target: int = 0,
     arch: str | None = None,
@@ -227,7 +231,7 @@ def attack(
     """Train a backdoored model and write its run folder, whole or not at all."""
     chosen = name if isinstance(name, Attack) else plugins.get("attack", name).parse(options)
     with atomic_folder(out, replace_if=is_run) as folder:
-        dataset = load_dataset(data, root=data_root, download=download)
+        dataset = data if isinstance(data, Dataset) else load_dataset(data, root=data_root, download=download)
         implant(
             dataset,
             chosen,
@@ -241,6 +245,33 @@ def attack(
             with_reference=with_reference,
         )
     return open_run(out)
+
+
+def twin(
+    *,
+    data: str | Dataset,
+    out: PathLike,
+    arch: str | None = None,
+    sizes: Sizes | None = None,
+    epochs: int | None = None,
+    lr: float | None = None,
+    data_root: Path | None = None,
+    seed: int = 0,
+    device: str = "auto",
+) -> Path:
+    """Train the clean twin of all attacks on the same data with the same sizes and seed, and write its model file."""
+    check_writable(out)
+    dataset = data if isinstance(data, Dataset) else load_dataset(data, root=data_root)
+    model = clean_twin(
+        dataset,
+        spec=architectures.complete(architectures.from_user(arch or dataset.arch)),
+        sizes=sizes or Sizes(),
+        recipe=default_recipe(dataset, epochs, lr),
+        device=pick_device(device),
+        seed=seed,
+    )
+    save_checkpoint(model, out, provenance={"data": dataset.name, "made_by": "bdaudit"})
+    return Path(out)
 
 
 def import_record(

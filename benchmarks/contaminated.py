@@ -10,20 +10,17 @@ already are not measured again, so that a long table can be made in parts.
 from __future__ import annotations
 
 import argparse
-import csv
 import json
 import time
-from functools import cache
 from itertools import product
 from pathlib import Path
 from typing import Any
 
-import torch
 from tabulate import tabulate
 
 from bdaudit import api, plugins
-from bdaudit.flow.run import Run, open_run
-from bdaudit.inputs.pool import Pool
+from bdaudit.flow.contamination import Contamination, defender_pools
+from bdaudit.flow.run import open_run
 from bdaudit.probes.base import PAPER_COUNTS
 from bdaudit.runtime import generator
 from bdaudit.training.progress import progress_shown
@@ -50,7 +47,7 @@ def main() -> None:
         if chosen.oracle() and eps:
             continue
         run = open_run(folder)
-        clean, malicious = contaminated(run, eps, args.flagged, args.seed)
+        clean, malicious = defender_pools(run, Contamination(eps, eps), args.seed, flagged=args.flagged)
         known = {"clean": clean, "malicious": malicious, "target": run.goal.target, "trigger": run.trigger}
         start = time.perf_counter()
         with progress_shown():
@@ -62,29 +59,6 @@ def main() -> None:
         if args.json:
             args.json.write_text(json.dumps(rows, indent=1) + "\n")
     print(tabulate(rows, headers="keys", floatfmt=".3f"))
-
-
-def contaminated(run: Run, eps: float, flagged: int, seed: int) -> tuple[Pool, Pool]:
-    """Exchange a share eps of both pools: triggered training rows for benign ones, and those for flagged ones."""
-    rng = generator(seed)
-    target = run.goal.target
-    assert target is not None
-    clean = run.pool("clean").shuffled(rng)
-    triggered = poison(run.folder).shuffled(rng).labelled(target)
-    into_clean, into_flagged = round(eps * len(clean)), round(eps * flagged)
-    malicious, mislabelled, _ = triggered.split(flagged - into_flagged, into_clean)
-    spare, kept = clean.split(into_clean)
-    return Pool.concat([kept, mislabelled]), Pool.concat([malicious, spare.first(into_flagged)]).labelled(target)
-
-
-@cache
-def poison(folder: Path) -> Pool:
-    """Read the poisoned training rows whose label is wrong."""
-    with (folder / "train.csv").open(newline="") as file:
-        rows = [r for r in csv.DictReader(file) if r["poisoned"] == "1" and r["label"] != r["true_label"]]
-    train = open_run(folder).pool("train")
-    place = {int(Path(name).stem): row for row, name in enumerate(train.origin)}
-    return train.take(torch.tensor([place[int(r["image"])] for r in rows]))
 
 
 if __name__ == "__main__":

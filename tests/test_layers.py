@@ -29,6 +29,7 @@ LAYERS = [
     ("flow",),
     ("testing",),
     ("api",),
+    ("bench",),
     ("cli", "__main__"),
 ]
 BASES = {

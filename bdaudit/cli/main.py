@@ -21,6 +21,7 @@ COMMANDS = {
     "screen": "Find triggered images among the clean ones, and clean ones among the flagged.",
     "purify": "Purify a suspect model.",
     "audit": "Purify, retune, query, report: is the purification real?",
+    "bench": "Run a grid of attacks, defenses and probes, and show it as a table.",
     "import": "Lay out what another tool left (BackdoorBench) for an audit.",
     "report": "Show a report file as text, HTML, Markdown or JUnit.",
     "plugins": "List attacks, defenses, probes and importers, show their options, check them.",

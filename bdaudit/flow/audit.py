@@ -16,6 +16,7 @@ from bdaudit.defenses.base import Defense, Purified
 from bdaudit.errors import MissingInput, PluginError, UsageError
 from bdaudit.flow.evidence import Evidence
 from bdaudit.flow.held_out import settle
+from bdaudit.flow.memo import Memo
 from bdaudit.flow.provenance import describe_evidence, environment
 from bdaudit.flow.selfcheck import caveats, check_model, doubts, other, trusted, unable
 from bdaudit.inputs.architectures import fresh
@@ -39,13 +40,15 @@ class Audited:
     artifacts: dict[str, bytes]
 
 
-def purify(defense: Defense, evidence: Evidence, seed: int) -> tuple[Purified, list[Granted]]:
+def purify(defense: Defense, evidence: Evidence, seed: int, memo: Memo | None = None) -> tuple[Purified, list[Granted]]:
     """Run a defense on what it names and nothing else; say what it was given."""
     rng = generator(seed)
     available = evidence.for_defense(rng)
     if "fresh" in defense.wants():
         available["fresh"] = fresh_like(evidence.suspect, spawn(rng))
     granted = evidence.granted(defense.name, defense.wants(), available)
+    if memo is not None:
+        return memo.purified(defense, available, lambda: defense.conduct(available)), granted
     return defense.conduct(available), granted
 
 
@@ -62,11 +65,12 @@ def audit(
     inputs: dict[str, Any] | None = None,
     options: dict[str, Any] | None = None,
     exhibits: Sequence[Exhibit] = (),
+    memo: Memo | None = None,
 ) -> Audited:
     """Audit a suspect model after `defense`, or one that somebody else `purified`; exactly one of them is given.
 
     reference_defense: makes the exactly purified reference where the trigger is known and no reference was
-    given. evaluate: images per rate, at most.
+    given. evaluate: images per rate, at most. memo: earlier results, taken where nothing that they rest on has changed.
     """
     policy = policy or Policy()
     started, clock = datetime.now(UTC).isoformat(timespec="seconds"), time.perf_counter
@@ -101,7 +105,7 @@ def audit(
         if defense is not None:
             say(f"purifying with {defense.name}")
             start = clock()
-            done, given = purify(defense, evidence, defense_seed)
+            done, given = purify(defense, evidence, defense_seed, memo)
             purified = done.model
             granted += given
             found.append(done.found)
@@ -114,7 +118,7 @@ def audit(
         if evidence.reference is None and reference_defense is not None and evidence.trigger is not None:
             say(f"making the exactly purified reference with {reference_defense.name} (oracle: it knows the trigger)")
             start = clock()
-            made, given = purify(reference_defense, evidence, reference_seed)
+            made, given = purify(reference_defense, evidence, reference_seed, memo)
             evidence = _with_reference(evidence, made.model, reference_defense.name)
             granted += [g.model_copy(update={"plugin": f"{g.plugin} (reference)"}) for g in given]
             seconds["reference"] = clock() - start
@@ -132,7 +136,7 @@ def audit(
             start = clock()
             available = evidence.for_probe(purified, generator(probe_seed))
             granted += evidence.granted(probe.name, probe.wants(), available)
-            found.append(probe.run(available))
+            found.append(_measure(probe, available, memo))
             seconds[probe.name] = clock() - start
 
     for measurement in found:
@@ -152,6 +156,7 @@ def audit(
         "reference": evidence.sources.get("reference", "none"),
         "evaluate": evaluate,
         **(options or {}),
+        **({"from_earlier_audits": memo.taken} if memo is not None and memo.taken else {}),
         **({"artifacts": {k: hashlib.sha256(v).hexdigest() for k, v in artifacts.items()}} if artifacts else {}),
         "times": {"started": started, "seconds": {k: round(v, 2) for k, v in seconds.items()}},
     }
@@ -170,6 +175,10 @@ def audit(
         provenance=provenance,
     )
     return Audited(report, purified, artifacts)
+
+
+def _measure(probe: Probe, available: dict[str, Any], memo: Memo | None) -> Measurement:
+    return probe.run(available) if memo is None else memo.measured(probe, available, lambda: probe.run(available))
 
 
 def fresh_like(model: Classifier, rng: torch.Generator) -> Classifier:

@@ -135,6 +135,16 @@ def implant(
     return record
 
 
+def clean_twin(
+    dataset: Dataset, *, spec: ArchSpec, sizes: Sizes, recipe: Recipe, device: torch.device, seed: int
+) -> Classifier:
+    """Train a model without a backdoor on the rows that `implant` would poison for the same sizes and seed."""
+    rng = generator(seed)
+    parts = cut(dataset, sizes, spawn(rng))
+    twin = Runtime.of(device).place(fresh(spec, dataset.preprocessing, dataset.classes, spawn(rng)))
+    return tune(twin, parts.train, recipe, spawn(rng), what="training (clean twin)")
+
+
 def flagged_rows(implanted: Implanted, size: int, rng: torch.Generator) -> Pool:
     """Draw the poisoned rows that an auditor is handed: those whose label gives them away.
 

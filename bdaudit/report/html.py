@@ -58,7 +58,7 @@ def render(report: Report) -> str:
         group = groups.setdefault(e.probe, Group(content.stage(e.probe), []))
         group.exhibits.append(shown._replace(chart=Markup(shown.chart)))
     bars = content.bars(report)
-    return _template("report.html").render(
+    return template("report.html").render(
         report=report,
         content=content,
         tables=tables,
@@ -75,7 +75,7 @@ def side_by_side(audits: Sequence[compare.Audit]) -> str:
     """Write several audits beside one another as one self-contained HTML document."""
     from markupsafe import Markup
 
-    return _template("compare.html").render(
+    return template("compare.html").render(
         audits=audits,
         sections=compare.sections(audits),
         unlike=bool(compare.unlike(audits)),
@@ -114,7 +114,8 @@ def _shown(exhibit: Exhibit, key: str) -> Shown:
 
 
 @functools.cache
-def _template(name: str) -> jinja2.Template:
+def template(name: str) -> jinja2.Template:
+    """Load a template; whatever is put into it is escaped, and a name that it is not given is an error."""
     import jinja2
 
     environment = jinja2.Environment(

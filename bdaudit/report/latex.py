@@ -27,7 +27,7 @@ NAMES = {
     "’": "textquoteright", "“": "textquotedblleft", "”": "textquotedblright",
     "ß": "ss", "æ": "ae", "Æ": "AE", "œ": "oe", "Œ": "OE", "ø": "o", "Ø": "O", "ł": "l", "Ł": "L",
 }  # fmt: skip
-MATHS = {"×": "$\\times$", "−": "$-$"}
+MATHS = {"×": "$\\times$", "−": "$-$", "±": "$\\pm$"}
 ACCENTS = dict(zip("\u0300\u0301\u0302\u0303\u0304\u0306\u0307\u0308\u030a\u030b\u030c\u0327", "`'^~=u.\"rHvc", strict=True))  # fmt: skip
 
 END = " \\tabularnewline"
@@ -125,7 +125,10 @@ def _character(c: str) -> str:
 def _parts(table: Table) -> Iterator[Table]:
     for start in range(0, len(table.rows), ROWS):
         last = start + ROWS >= len(table.rows)
-        yield replace(table, rows=table.rows[start : start + ROWS], left_out=table.left_out if last else 0)
+        strong = frozenset((r - start, c) for r, c in table.strong)
+        yield replace(
+            table, rows=table.rows[start : start + ROWS], left_out=table.left_out if last else 0, strong=strong
+        )
 
 
 def _tabular(table: Table, first: str, letters: int, column: str, write: Callable[[str], str]) -> Body:
@@ -134,14 +137,15 @@ def _tabular(table: Table, first: str, letters: int, column: str, write: Callabl
     Wide ones are set in smaller type.
     """
     columns = len(table.headers)
+    written = table.written(write, "\\textbf{{{}}}".format)
+    title = f"\\multicolumn{{{columns}}}{{@{{}}l}}{{\\itshape {escape(table.title)}}}{END}"
     lines = [
         f"\\begin{{tabular}}{{@{{}}p{{{first}}}{column * (columns - 1)}@{{}}}}",
         "\\toprule",
-        f"\\multicolumn{{{columns}}}{{@{{}}l}}{{\\itshape {escape(table.title)}}}{END}",
-        "\\midrule",
+        *([title, "\\midrule"] if table.title else []),
         " & ".join(map(escape, table.headers)) + END,
         "\\midrule",
-        *(" & ".join([_broken(row[0]), *map(write, row[1:])]) + END for row in table.rows),
+        *(" & ".join([_broken(row[0]), *cells]) + END for row, (_, *cells) in zip(table.rows, written, strict=True)),
         "\\bottomrule",
         "\\end{tabular}",
     ]

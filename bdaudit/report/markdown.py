@@ -28,7 +28,7 @@ def render(report: Report) -> str:
         escape(content.story(report)),
         _section("Why", ((f"{MARKS[o]}: " if o else "") + escape(text) for o, text in content.checks(report))),
     ]
-    blocks += [_table(t) for t in tables.summary(report)]
+    blocks += [grid(t) for t in tables.summary(report)]
     if report.findings:
         terms = (f"**{escape(name)}**: {escape(means)}." for name, means in content.glossary(report))
         blocks += [escape(content.INTERVALS), _bullets(terms)]
@@ -37,11 +37,11 @@ def render(report: Report) -> str:
         _section("Controls", map(escape, content.controls(report))),
         _granted(report),
         _section("Caveats", map(escape, content.notes(report))),
-        _table(tables.checked(report)),
+        grid(tables.checked(report)),
         _section("What a pass does not mean", map(escape, content.limits(report))),
-        _table(tables.policy(report)),
-        _table(tables.inputs(report)),
-        _table(tables.provenance(report)),
+        grid(tables.policy(report)),
+        grid(tables.inputs(report)),
+        grid(tables.provenance(report)),
     ]
     return "\n\n".join(b for b in blocks if b) + "\n"
 
@@ -54,7 +54,7 @@ def side_by_side(audits: Sequence[compare.Audit]) -> str:
     ]
     for section in compare.sections(audits):
         blocks += [f"## {section.title}", _bullets(map(escape, section.lines))]
-        blocks += [_table(t) for t in (*section.figures, *section.words)]
+        blocks += [grid(t) for t in (*section.figures, *section.words)]
     return "\n\n".join(b for b in blocks if b) + "\n"
 
 
@@ -80,8 +80,9 @@ def _bullets(lines: Iterable[str]) -> str:
     return "\n".join(f"- {line}" for line in lines)
 
 
-def _table(table: Table) -> str:
-    return _grid(table, [[_cell(c) for c in row] for row in table.rows])
+def grid(table: Table) -> str:
+    """Write a table in GitHub's markup, what stands out in bold."""
+    return _grid(table, table.written(_cell, "**{}**".format))
 
 
 def _grid(table: Table, rows: list[list[str]]) -> str:

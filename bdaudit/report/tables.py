@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -34,12 +34,23 @@ SQUARE = 12
 
 @dataclass(frozen=True)
 class Table:
-    """A titled table of cleaned text; the first column names the row."""
+    """A titled table of cleaned text; the first column names the row.
+
+    strong: (row, column) of the cells that stand out.
+    """
 
     title: str
     headers: list[str]
     rows: list[list[str]]
     left_out: int = 0
+    strong: frozenset[tuple[int, int]] = frozenset()
+
+    def written(self, plain: Callable[[str], str], strong: Callable[[str], str]) -> list[list[str]]:
+        """Write each cell in some markup, and mark what stands out in it."""
+        return [
+            [strong(plain(cell)) if (r, c) in self.strong else plain(cell) for c, cell in enumerate(row)]
+            for r, row in enumerate(self.rows)
+        ]
 
 
 def summary(report: Report) -> list[Table]:

@@ -25,7 +25,7 @@ def render(report: Report, *, color: bool = False) -> str:
         + "\n".join(_wrap(content.story(report), "")),
         _section("Why", (_reason(outcome, text) for outcome, text in content.checks(report))),
     ]
-    blocks += [_table(t) for t in tables.summary(report)]
+    blocks += [grid(t) for t in tables.summary(report)]
     if report.findings:
         terms = (f"{name}: {means}" for name, means in content.glossary(report))
         blocks += ["\n".join(_wrap(content.INTERVALS, "")), _section("What the columns mean", terms)]
@@ -48,7 +48,7 @@ def side_by_side(audits: Sequence[compare.Audit], *, color: bool = False) -> str
     blocks = [f"{compare.title(audits)}\n{ended}"]
     for section in compare.sections(audits):
         blocks.append(_section(section.title, section.lines) or section.title)
-        blocks += [_table(t) for t in section.figures]
+        blocks += [grid(t) for t in section.figures]
         blocks += [_words(t) for t in section.words]
     return "\n\n".join(blocks) + "\n"
 
@@ -76,8 +76,10 @@ def _wrap(text: str, bullet: str) -> list[str]:
     return textwrap.wrap(text, WIDTH, initial_indent=bullet, subsequent_indent=" " * len(bullet))
 
 
-def _table(table: Table) -> str:
-    body = tabulate(table.rows, table.headers, tablefmt="simple", disable_numparse=True)
+def grid(table: Table) -> str:
+    """Write a table; a star marks the cells that stand out."""
+    rows = table.written(str, "{}*".format)
+    body = tabulate(rows, table.headers, tablefmt="simple", disable_numparse=True)
     more = [f"({table.left_out} more in the JSON report)"] if table.left_out else []
     return "\n".join([table.title, "", body, *more])
 
@@ -86,7 +88,7 @@ def _granted(report: Report) -> str:
     table = tables.granted(report)
     if not table.rows:
         return ""
-    return _table(table) + (f"\n{content.ORACLE_MEANS}" if any(g.oracle for g in report.granted) else "")
+    return grid(table) + (f"\n{content.ORACLE_MEANS}" if any(g.oracle for g in report.granted) else "")
 
 
 def _self_checks(report: Report) -> str:

@@ -1,0 +1,214 @@
+"""What a grid comes to: stages addressed by everything that can change them, each made once however many cells need it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, get_args
+
+from bdaudit.bench.cost import passes_of_audit
+from bdaudit.bench.grid import Choice, Grid, Place
+from bdaudit.bench.store import Kind, place_of
+from bdaudit.flow.code import code_digest
+from bdaudit.flow.contamination import Contamination
+from bdaudit.flow.implant import Sizes, cut
+from bdaudit.flow.memo import digest, plugin_identity
+from bdaudit.inputs.architectures import complete, from_user
+from bdaudit.inputs.classifier import ArchSpec
+from bdaudit.inputs.datasets import Dataset, load_dataset
+from bdaudit.inputs.files import sha256
+from bdaudit.runtime import generator
+
+ADDRESS = 16
+"""Hexadecimal digits of a key: among a million stages, two alike by chance in one case out of ten million."""
+TRAINED_BY = ("bdaudit.flow.implant",)
+AUDITED_BY = ("bdaudit.flow.audit", "bdaudit.flow.gather", "bdaudit.flow.contamination", "bdaudit.defenses.ep")
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One piece of work: a clean twin, a backdoored model, or a cell's audit.
+
+    key: of everything that can change its result. needs: keys of the stages that it builds upon. spec: what whoever does
+    it is told, in JSON's terms. passes: reckoned images through the network, forward and backward. like: what stages have
+    in common that should take equally long.
+    """
+
+    kind: Kind
+    key: str
+    label: str
+    needs: tuple[str, ...]
+    spec: Mapping[str, Any] = field(hash=False)
+    passes: int = 0
+    like: str = ""
+
+    @property
+    def path(self) -> Path:
+        """Where its result lies, below the bench's folder."""
+        return place_of(self.kind, self.key)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A place in the grid and the stage that fills it."""
+
+    place: Place
+    stage: Stage
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All stages of a grid, those that others need first, and its cells in the grid's order."""
+
+    grid: Grid
+    stages: tuple[Stage, ...]
+    cells: tuple[Cell, ...]
+
+    def of_kind(self, kind: Kind) -> list[Stage]:
+        return [s for s in self.stages if s.kind == kind]
+
+
+def make_plan(grid: Grid, device: str = "auto") -> Plan:
+    """Work out the stages of a grid. Raises UsageError for data or an architecture that there is not."""
+    planner = _Planner(grid, device)
+    cells = tuple(Cell(place, planner.cell(place)) for place in grid.places())
+    order = list(get_args(Kind))
+    return Plan(grid, tuple(sorted(planner.stages.values(), key=lambda s: order.index(s.kind))), cells)
+
+
+def data_digest(dataset: Dataset) -> str:
+    """Hash all images and labels of a data set, and how they are fed to a network (hex)."""
+    parts = [pool.digest() for pool in (dataset.train, dataset.test) if pool is not None]
+    return digest([parts, list(dataset.classes), str(dataset.preprocessing), dataset.flip])
+
+
+def label_of(place: Place) -> str:
+    """Name a cell in a line of progress or in a list of failures."""
+    parts = [place.attack.label, place.defense.label]
+    if place.contamination != Contamination():
+        parts.append(f"contamination {place.contamination}")
+    if place.budget is not None:
+        parts.append(f"budget {place.budget}")
+    return ", ".join([*parts, f"seed {place.seed}"])
+
+
+@dataclass(frozen=True)
+class _Shared:
+    """What many stages have in common: for the one who does them, and for their keys.
+
+    like: of what size. images, clean: how many train a model, and how many a defender has. epochs: of that training.
+    """
+
+    spec: dict[str, Any]
+    identity: dict[str, Any]
+    like: str = ""
+    images: int = 0
+    clean: int = 0
+    epochs: int = 0
+
+
+class _Planner:
+    """Makes the stages of one grid, each once."""
+
+    def __init__(self, grid: Grid, device: str) -> None:
+        self.grid, self.device = grid, device
+        self.stages: dict[str, Stage] = {}
+        choices = (*grid.attacks, *grid.defenses, *grid.probes)
+        self.identities = {id(c): plugin_identity(c.plugin) for c in choices}
+        self.trained = {(data, arch): self._trained(data, arch) for data in grid.data for arch in grid.archs}
+        self.audited = self._audited()
+
+    def cell(self, place: Place) -> Stage:
+        """Make the stage of a cell, and those that it needs."""
+        needs = [self._twin(place)] if self.grid.victim.reference else []
+        needs.append(self._victim(place))
+        where = {
+            "contamination": [place.contamination.clean, place.contamination.flagged],
+            "budget": place.budget,
+            "seed": place.seed,
+        }
+        defense = self._named(place.defense)
+        identity = [[s.key for s in needs], defense, where, self.audited.identity]
+        spec = {
+            **self.audited.spec,
+            **where,
+            **_told(defense, "defense"),
+            "victim": str(needs[-1].path),
+            "reference": str(needs[0].path) if len(needs) > 1 else None,
+        }
+        trained, budget = self.trained[place.data, place.arch], place.budget
+        passes = passes_of_audit(place.defense.plugin, [c.plugin for c in self.grid.probes], budget or trained.clean)
+        return self._stage(
+            "cell",
+            identity,
+            label_of(place),
+            spec,
+            needs=tuple(s.key for s in needs),
+            passes=passes,
+            like=f"{trained.like}, {place.defense.label}, {budget}",
+        )
+
+    def _twin(self, place: Place) -> Stage:
+        shared = self.trained[place.data, place.arch]
+        label = f"clean twin, seed {place.seed}"
+        return self._model("twin", [shared.identity, place.seed], label, {**shared.spec, "seed": place.seed}, shared)
+
+    def _victim(self, place: Place) -> Stage:
+        shared, attack = self.trained[place.data, place.arch], self._named(place.attack)
+        spec = {**shared.spec, **_told(attack, "attack"), "target": self.grid.victim.target, "seed": place.seed}
+        identity = [shared.identity, attack, self.grid.victim.target, place.seed]
+        return self._model("victim", identity, f"{place.attack.label}, seed {place.seed}", spec, shared)
+
+    def _model(self, kind: Kind, identity: object, label: str, spec: dict[str, Any], shared: _Shared) -> Stage:
+        passes = shared.epochs * shared.images
+        return self._stage(kind, identity, label, spec, passes=passes, like=f"{shared.like}, {kind}")
+
+    def _stage(self, kind: Kind, identity: object, label: str, spec: dict[str, Any], **more: Any) -> Stage:
+        key = digest([kind, identity])[:ADDRESS]
+        if key not in self.stages:
+            self.stages[key] = Stage(kind, key, label, spec=spec, **({"needs": ()} | more))
+        return self.stages[key]
+
+    def _named(self, choice: Choice) -> dict[str, Any]:
+        return self.identities[id(choice)]
+
+    def _trained(self, data: str, arch: str) -> _Shared:
+        dataset = load_dataset(data)
+        victim = self.grid.victim
+        spec = complete(from_user(arch or dataset.arch))
+        sizes = victim.model_dump(include={"clean", "reserve", "test", "flagged"}) | {"train": victim.images}
+        if victim.clean < 0:
+            # The defender's images must be enough for the largest budget.
+            sizes["clean"] = max((b for b in self.grid.budgets if b is not None), default=-1)
+        parts = cut(dataset, Sizes(**sizes), generator(0))  # says whether there are enough images
+        shared = {"sizes": sizes, "epochs": victim.epochs, "lr": victim.lr, "device": self.device}
+        hashed = data_digest(dataset)
+        told = {"data": dataset.name, "data_sha256": hashed, "arch": _text(spec)}
+        code = {"torch": version("torch"), "code": code_digest(*TRAINED_BY)}
+        own = sha256(spec.name.rpartition(":")[0]) if spec.is_code else ""
+        return _Shared(
+            shared | told,
+            shared | {"data": hashed, "arch": [str(spec), own]} | code,
+            like=f"{dataset.name}, {spec}",
+            images=len(parts.train),
+            clean=len(parts.clean),
+            epochs=victim.epochs or dataset.epochs,
+        )
+
+    def _audited(self) -> _Shared:
+        probes = [self._named(choice) for choice in self.grid.probes]
+        shared = self.grid.audit.model_dump() | {"policy": self.grid.policy.model_dump(), "device": self.device}
+        told = [{"name": p["name"], "options": p["options"]} for p in probes]
+        code = {"torch": version("torch"), "code": code_digest(*AUDITED_BY)}
+        return _Shared(shared | {"probes": told}, shared | {"probes": probes} | code)
+
+
+def _told(identity: Mapping[str, Any], kind: str) -> dict[str, Any]:
+    return {kind: identity["name"], "options": identity["options"]}
+
+
+def _text(spec: ArchSpec) -> str:
+    """Write an architecture as a user types it, a file of the user's own with its whole path."""
+    return f"{spec.name}:{','.join(f'{k}={v}' for k, v in spec.options.items())}".rstrip(":")

@@ -1,0 +1,234 @@
+"""What a bench knows, in one SQLite file beside its artefacts: a row a stage, a cell and a finding.
+
+    pandas.read_sql("SELECT * FROM results", sqlite3.connect("DIR/bench.sqlite"))
+
+`results` has a row for each finding of the grid that was run last, with the cell's place on every axis; `findings` and
+`cells` also hold what earlier grids left in the same folder. Only the process that runs the grid writes.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from bdaudit.errors import InputError, one_line
+from bdaudit.report.schema import Report
+
+if TYPE_CHECKING:
+    from bdaudit.bench.plan import Plan, Stage
+
+Kind = Literal["twin", "victim", "cell"]
+
+FILE = "bench.sqlite"
+VERSION = 1
+COORDINATES = ("data", "arch", "attack", "defense", "contamination", "budget", "seed")
+"""The columns that say where in the grid a cell is."""
+FIGURES = ("probe", "subject", "variant", "metric", "value", "low", "high", "n", "seeds", "spread")
+
+SCHEMA = f"""
+CREATE TABLE grid (title TEXT NOT NULL, probes TEXT NOT NULL);
+CREATE TABLE stages (
+  key TEXT PRIMARY KEY, kind TEXT NOT NULL, label TEXT NOT NULL, state TEXT NOT NULL, reason TEXT NOT NULL DEFAULT '',
+  trace TEXT NOT NULL DEFAULT '', seconds REAL
+);
+CREATE TABLE cells (
+  cell TEXT PRIMARY KEY, place INTEGER, data TEXT NOT NULL, arch TEXT NOT NULL, attack TEXT NOT NULL,
+  defense TEXT NOT NULL, contamination TEXT NOT NULL, budget INTEGER, seed INTEGER NOT NULL, verdict TEXT, oracle INTEGER
+);
+CREATE TABLE findings (
+  cell TEXT NOT NULL, probe TEXT NOT NULL, subject TEXT NOT NULL, variant TEXT NOT NULL, metric TEXT NOT NULL,
+  value REAL NOT NULL, low REAL, high REAL, n INTEGER, seeds INTEGER NOT NULL, spread REAL
+);
+CREATE INDEX findings_of_a_cell ON findings (cell);
+CREATE VIEW results AS
+  SELECT {", ".join(COORDINATES)}, verdict, oracle, {", ".join(FIGURES)}, cells.cell
+  FROM cells JOIN findings USING (cell) JOIN stages ON stages.key = cells.cell
+  WHERE place IS NOT NULL AND state = 'done' ORDER BY place, findings.rowid;
+PRAGMA user_version = {VERSION};
+"""
+
+
+def place_of(kind: Kind, key: str) -> Path:
+    """Name the file or folder of a stage's result, below the bench's folder."""
+    return Path(f"{kind}s", f"{key}.pt" if kind == "twin" else key)
+
+
+@dataclass(frozen=True)
+class CellRow:
+    """A cell of the grid that was run last: its place on every axis, and how it stands.
+
+    state: done, failed, blocked (what it needs failed) or left (not done yet). oracle: its defense was given what no
+    defender has.
+    """
+
+    cell: str
+    coordinates: Mapping[str, Any]
+    state: str
+    reason: str
+    verdict: str | None
+    oracle: bool
+    seconds: float | None
+
+
+@dataclass(frozen=True)
+class Result:
+    """One finding, with its cell."""
+
+    cell: CellRow
+    probe: str
+    subject: str
+    variant: str
+    metric: str
+    value: float
+    low: float | None
+    high: float | None
+    n: int | None
+    seeds: int
+    spread: float | None
+
+
+class Store:
+    """The database of one bench folder, open for writing or for reading."""
+
+    def __init__(self, connection: sqlite3.Connection) -> None:
+        self.connection = connection
+
+    def adopt(self, plan: Plan) -> None:
+        """Make this plan the grid that the folder is for; what earlier ones measured stays."""
+        with self.connection as db:
+            db.execute("DELETE FROM grid")
+            db.execute(
+                "INSERT INTO grid VALUES (?, ?)", (plan.grid.title, ", ".join(c.label for c in plan.grid.probes))
+            )
+            db.execute("UPDATE cells SET place = NULL")
+            names = ("cell", "place", *COORDINATES)
+            kept = ", ".join(f"{n} = excluded.{n}" for n in names[1:])
+            db.executemany(
+                f"INSERT INTO cells ({', '.join(names)}) VALUES ({', '.join('?' * len(names))}) "
+                f"ON CONFLICT (cell) DO UPDATE SET {kept}",
+                [(c.stage.key, i, *_coordinates(c.place)) for i, c in enumerate(plan.cells)],
+            )
+            db.executemany(
+                "INSERT INTO stages (key, kind, label, state) VALUES (?, ?, ?, 'left') "
+                "ON CONFLICT (key) DO UPDATE SET label = excluded.label",
+                [(s.key, s.kind, s.label) for s in plan.stages],
+            )
+
+    def finish(self, stage: Stage, seconds: float, report: Report | None = None) -> None:
+        """Record a stage that is done, and what its report found."""
+        with self.connection as db:
+            db.execute(
+                "UPDATE stages SET state = 'done', reason = '', trace = '', seconds = ? WHERE key = ?",
+                (seconds, stage.key),
+            )
+            if report is None:
+                return
+            oracle = any(g.oracle for g in report.granted if g.plugin == stage.spec["defense"])
+            db.execute("UPDATE cells SET verdict = ?, oracle = ? WHERE cell = ?", (report.verdict, oracle, stage.key))
+            db.execute("DELETE FROM findings WHERE cell = ?", (stage.key,))
+            db.executemany(
+                f"INSERT INTO findings VALUES ({', '.join('?' * (1 + len(FIGURES)))})",
+                [(stage.key, *(getattr(f, name) for name in FIGURES)) for f in report.findings],
+            )
+
+    def fail(self, stage: Stage, state: str, reason: str, trace: str = "") -> None:
+        """Record a stage that failed, or that is blocked by one that did."""
+        with self.connection as db:
+            db.execute(
+                "UPDATE stages SET state = ?, reason = ?, trace = ? WHERE key = ?", (state, reason, trace, stage.key)
+            )
+
+    def forget(self, keys: Iterable[str]) -> None:
+        """Let stages be done again: their artefacts are gone, or they failed."""
+        with self.connection as db:
+            db.executemany(
+                "UPDATE stages SET state = 'left', reason = '', trace = '' WHERE key = ?", [(k,) for k in keys]
+            )
+
+    def states(self) -> dict[str, str]:
+        """Map the keys of all stages to how they stand."""
+        return dict(self.connection.execute("SELECT key, state FROM stages"))
+
+    def seconds(self) -> dict[str, float]:
+        """Map the keys of finished stages to how long they took."""
+        return dict(self.connection.execute("SELECT key, seconds FROM stages WHERE state = 'done' AND seconds > 0"))
+
+    def title(self) -> tuple[str, str]:
+        """The grid's title, and its probes in words."""
+        row = self.connection.execute("SELECT title, probes FROM grid").fetchone()
+        return row or ("", "")
+
+    def cells(self) -> list[CellRow]:
+        """List the cells of the grid that was run last, in its order."""
+        rows = self.connection.execute(
+            f"SELECT cell, state, reason, verdict, oracle, seconds, {', '.join(COORDINATES)} "
+            "FROM cells JOIN stages ON stages.key = cells.cell WHERE place IS NOT NULL ORDER BY place"
+        )
+        return [
+            CellRow(cell, dict(zip(COORDINATES, where, strict=True)), state, reason, verdict, bool(oracle), seconds)
+            for cell, state, reason, verdict, oracle, seconds, *where in rows
+        ]
+
+    def results(self) -> list[Result]:
+        """List the findings of the grid that was run last, cell by cell."""
+        cells = {c.cell: c for c in self.cells()}
+        rows = self.connection.execute(f"SELECT cell, {', '.join(FIGURES)} FROM results")
+        return [Result(cells[cell], *figures) for cell, *figures in rows]
+
+    def failures(self) -> list[tuple[str, str, str]]:
+        """List (kind, label, reason) of what failed of the last grid, what failed for itself first."""
+        return self.connection.execute(
+            "SELECT kind, label, reason FROM stages LEFT JOIN cells ON cells.cell = stages.key "
+            "WHERE state = 'failed' AND (kind != 'cell' OR place IS NOT NULL) ORDER BY kind = 'cell', place"
+        ).fetchall()
+
+
+@contextmanager
+def write_store(folder: Path) -> Iterator[Store]:
+    """Open a bench folder's database for writing, made if need be."""
+    path = folder / FILE
+    with _sound(path), closing(sqlite3.connect(path, timeout=30)) as connection:
+        connection.execute("PRAGMA journal_mode = WAL")
+        connection.execute("PRAGMA synchronous = NORMAL")
+        if not connection.execute("PRAGMA user_version").fetchone()[0]:
+            connection.executescript(SCHEMA)
+        _check_version(connection, path)
+        yield Store(connection)
+
+
+@contextmanager
+def read_store(folder: Path) -> Iterator[Store]:
+    """Open a bench folder's database for reading, also while a grid is being run."""
+    path = folder / FILE
+    if not path.is_file():
+        raise InputError(
+            f"{one_line(folder, 160)}: holds no bench (there is no {FILE}); make one with: bdaudit bench GRID.toml --out DIR"
+        )
+    with _sound(path), closing(sqlite3.connect(path, timeout=30)) as connection:
+        connection.execute("PRAGMA query_only = ON")
+        _check_version(connection, path)
+        yield Store(connection)
+
+
+@contextmanager
+def _sound(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except sqlite3.Error as e:
+        raise InputError(f"{one_line(path, 160)}: cannot be used as a bench's database ({one_line(e, 100)})") from None
+
+
+def _check_version(connection: sqlite3.Connection, path: Path) -> None:
+    found = connection.execute("PRAGMA user_version").fetchone()[0]
+    if found != VERSION:
+        raise InputError(f"{one_line(path, 160)}: is of version {found}, this bdaudit reads version {VERSION}")
+
+
+def _coordinates(place: Any) -> Sequence[object]:
+    return (
+        place.data, place.arch, place.attack.label, place.defense.label, str(place.contamination), place.budget, place.seed
+    )  # fmt: skip

@@ -1,0 +1,77 @@
+"""Do one stage: the same calls that the command line makes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from bdaudit import api
+from bdaudit.bench.plan import Stage, data_digest
+from bdaudit.errors import InputError
+from bdaudit.flow.contamination import Contamination, defender_pools
+from bdaudit.flow.implant import Sizes
+from bdaudit.flow.run import open_run
+from bdaudit.inputs.datasets import Dataset, load_dataset
+from bdaudit.plugins import get
+from bdaudit.report.schema import Policy
+
+KEPT = "kept"
+"""The folder of purifications and measurements, which cells share."""
+
+
+def perform(stage: Stage, folder: Path) -> None:
+    """Make what a stage makes, whole or not at all, below the bench's folder."""
+    {"twin": _twin, "victim": _victim, "cell": _cell}[stage.kind](stage.spec, folder, folder / stage.path)
+
+
+def _twin(spec: Mapping[str, Any], folder: Path, out: Path) -> None:
+    api.twin(out=out, **_training(spec))
+
+
+def _victim(spec: Mapping[str, Any], folder: Path, out: Path) -> None:
+    api.attack(spec["attack"], options=spec["options"], target=spec["target"], out=out, **_training(spec))
+
+
+def _training(spec: Mapping[str, Any]) -> dict[str, Any]:
+    same = {name: spec[name] for name in ("arch", "epochs", "lr", "seed", "device")}
+    return {"data": _data(spec), "sizes": Sizes(**spec["sizes"]), **same}
+
+
+def _data(spec: Mapping[str, Any]) -> Dataset:
+    """Load the data that was planned with: a worker on another machine may have other files of that name."""
+    dataset = load_dataset(spec["data"])
+    if data_digest(dataset) != spec["data_sha256"]:
+        raise InputError(
+            f"{spec['data']}: the images differ from those that the grid was planned with, here or since then"
+        )
+    return dataset
+
+
+def _cell(spec: Mapping[str, Any], folder: Path, out: Path) -> None:
+    run = open_run(folder / spec["victim"])
+    contamination = Contamination(*spec["contamination"])
+    pools: dict[str, Any] = {"clean": run.folder / "clean", "malicious": run.folder / "flagged"}
+    if contamination != Contamination() or spec["budget"] is not None or spec["flagged"] is not None:
+        drawn = defender_pools(
+            run, contamination, spec["seed"], budget=spec["budget"], flagged=spec["flagged"]
+        )  # fmt: skip
+        pools = dict(zip(pools, drawn, strict=True))
+    defense = get("defense", spec["defense"]).parse(spec["options"])
+    api.audit(
+        run.model_path,
+        defense=defense,
+        run=run.folder,
+        **pools,
+        train=run.folder / "train" if "train" in defense.wants() else None,
+        reference=folder / spec["reference"] if spec["reference"] else None,
+        probes=[get("probe", p["name"]).parse(p["options"]) for p in spec["probes"]],
+        policy=Policy(**spec["policy"]),
+        screen=spec["screen"],
+        evaluate=spec["evaluate"],
+        seed=spec["seed"],
+        device=spec["device"],
+        out=out,
+        keep=folder / KEPT,
+        track=False,
+    )

@@ -1,0 +1,109 @@
+"""`bdaudit bench` as it is typed: the documented grid, bad grids, tables, and a folder that is no bench."""
+
+from __future__ import annotations
+
+import json
+import re
+import sqlite3
+from pathlib import Path
+
+import pandas
+import pytest
+from bench.benches import finished, report_of
+
+from bdaudit.bench.grid import read_grid
+from bdaudit.bench.plan import make_plan
+from bdaudit.cli.main import _run
+
+DOCS = Path(__file__).parents[2] / "docs" / "bench.md"
+
+
+def call(*arguments: object) -> int:
+    return _run([str(a) for a in arguments], debug=False)
+
+
+@pytest.fixture
+def documented(tmp_path: Path) -> Path:
+    """The example of docs/bench.md."""
+    grid = re.search(r"```toml\n(# grid.toml\n.*?)```", DOCS.read_text(), re.DOTALL)
+    assert grid
+    (tmp_path / "grid.toml").write_text(grid[1])
+    return tmp_path / "grid.toml"
+
+
+def test_the_documented_grid_plans(documented: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """2 attacks, 5 defenses of which one is left out once contaminated, 2 contaminations, 2 budgets, 2 seeds."""
+    assert call("bench", "plan", documented) == 0
+    printed = capsys.readouterr().out
+    assert "2 clean twins, 4 backdoored models, 72 cells; every cell is probed with retune" in printed
+    assert "6 models are each shared by up to 36 cells" in printed
+    assert re.search(r"about [\d.]+ (s|min|h) with \d+ at a time, reckoned", printed)
+    assert call("bench", "plan", documented, "--json") == 0
+    document = json.loads(capsys.readouterr().out)
+    assert (document["cells"], len(document["stages"])) == (72, 78)
+
+
+def test_the_documented_line_of_pandas_reads_a_bench(
+    documented: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = make_plan(read_grid(documented), "cpu")
+    finished(tmp_path / "bench", plan, {plan.cells[0].stage.label: report_of(0.9, 0.1, 0.2)})
+    monkeypatch.chdir(tmp_path)
+    line = re.search(r"^frame = (.*)$", DOCS.read_text(), re.MULTILINE)
+    assert line
+    frame = eval(line[1], {"pandas": pandas, "sqlite3": sqlite3})  # noqa: S307 - it is our own page
+    assert frame["value"].tolist() == [0.9, 0.1, 0.2]
+    assert frame["budget"].tolist() == [100] * 3
+
+
+def test_the_documented_tables_are_shown(documented: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    plan = make_plan(read_grid(documented), "cpu")
+    finished(tmp_path / "bench", plan, {c.stage.label: report_of(0.9, 0.1, 0.2) for c in plan.cells})
+    lines = re.findall(r"^bdaudit (bench (?:show|compare) .*)$", DOCS.read_text(), re.MULTILINE)
+    shown = [line.split() for line in lines if "compare" not in line and " #" not in line]
+    assert len(shown) == 2
+    for words in shown:
+        out = [str(tmp_path / w) if w in ("bench/", "table.csv") else w for w in words]
+        assert call(*out) == 0
+    assert "\\toprule" in capsys.readouterr().out
+    assert (tmp_path / "table.csv").read_text().startswith("attack,defense,contamination,budget,")
+    assert call("bench", "compare", tmp_path / "bench", tmp_path / "bench") == 0
+    assert "72 cells in both, 72 of them the same to every option." in capsys.readouterr().out
+
+
+def test_a_plan_counts_what_is_done(documented: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """With one cell's time known, the estimate is by what was measured where it can be."""
+    plan = make_plan(read_grid(documented))
+    finished(tmp_path / "bench", plan, {c.stage.label: report_of(0.9, 0.1, 0.2) for c in plan.cells})
+    assert call("bench", "plan", documented, "--out", tmp_path / "bench") == 0
+    assert "nothing is left to do" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("{grid}", "--out", "{folder}", "--executor", "ray", "--workers", "2"), "--workers is for --executor local"),
+        (("{grid}", "--out", "{folder}", "--address", "x"), "--address is for --executor ray"),
+        (("{grid}",), "Missing option '--out'"),
+        (("missing.toml", "--out", "{folder}"), "missing.toml: cannot be read as TOML"),
+        (("show", "{folder}"), "holds no bench"),
+        (("compare", "{folder}", "{folder}"), "holds no bench"),
+        (("{grid}", "--out", "{grid}"), "exists and is not a folder|Not a directory|not a folder"),
+    ],
+)
+def test_wrong_usage_is_one_line_and_exit_code_2(
+    arguments: tuple[str, ...], words: str, documented: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "folder"
+    assert call("bench", *(a.format(grid=documented, folder=folder) for a in arguments)) == 2
+    error = capsys.readouterr().err
+    assert re.search(words, error)
+    assert [line for line in error.splitlines() if not line.startswith("warning: plugin ")] == [error.splitlines()[-1]]
+    assert not folder.exists()
+
+
+def test_a_bad_grid_leaves_no_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "g.toml").write_text('data = "digits"\nattacks = "badnets"\ndefenses = "fts"\n')
+    assert call("bench", tmp_path / "g.toml", "--out", tmp_path / "b") == 2
+    assert "there is no defense named 'fts'; did you mean" in capsys.readouterr().err
+    assert not (tmp_path / "b").exists()

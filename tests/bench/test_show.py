@@ -1,0 +1,159 @@
+"""The tables of a bench: means and deviations, the best in bold, and every format."""
+
+from __future__ import annotations
+
+import csv
+import io
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from bench.benches import finished, plan_of, report_of
+
+from bdaudit.bench.compare import compare
+from bdaudit.bench.show import Pivot, pivot, render
+from bdaudit.bench.store import Store, read_store
+from bdaudit.errors import InputError, UsageError
+
+REPORTS = {
+    "badnets, ft epochs=1, seed 0": report_of(0.90, 0.50, 0.95),
+    "badnets, ft epochs=1, seed 1": report_of(0.92, 0.70, 0.97),
+    "badnets, fst epochs=1, seed 0": report_of(0.80, 0.02, 0.60, verdict="pass"),
+    "badnets, fst epochs=1, seed 1": report_of(0.80, 0.04, 0.70),
+    "badnets, ep, seed 0": report_of(0.95, 0.00, 0.01, oracle="ep", verdict="pass"),
+}
+"""EP's second seed is not done yet."""
+THREE = {"defenses": ["ft epochs=1", "fst epochs=1", "ep"], "seeds": [0, 1], "title": "Bold & 50%"}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    made = tmp_path_factory.mktemp("bench")
+    finished(made, plan_of(**THREE), REPORTS)
+    return made
+
+
+@pytest.fixture
+def store(folder: Path) -> Iterator[Store]:
+    with read_store(folder) as opened:
+        yield opened
+
+
+def entries(shown: Pivot) -> dict[tuple[str, str], Any]:
+    return {(row.where[0], e.figure.metric): e for row in shown.rows for e in row.entries}
+
+
+def test_figures_are_means_over_the_seeds_with_their_standard_deviation(store: Store) -> None:
+    found = entries(pivot(store))
+    assert found["ft epochs=1", "o_asr"].text() == "60.0% ± 14.1"
+    assert found["ft epochs=1", "o_asr"].text(plain=True) == "60.0%"
+    assert found["fst epochs=1", "p_asr"].mean == pytest.approx(0.65)
+
+
+def test_the_figure_of_one_audit_has_its_interval_over_images_instead(store: Store) -> None:
+    assert entries(pivot(store))["ep", "p_asr"].text() == "1.0% [0.0, 3.0]"
+
+
+def test_the_best_is_the_largest_accuracy_and_the_smallest_success_and_never_an_oracle(store: Store) -> None:
+    best = {key for key, e in entries(pivot(store)).items() if e.best}
+    assert best == {("ft epochs=1", "c_acc"), ("fst epochs=1", "o_asr"), ("fst epochs=1", "p_asr")}
+
+
+def test_an_axis_may_run_across(store: Store) -> None:
+    shown = pivot(store, across=["seed"], metrics=["o_asr"])
+    assert shown.headers == ["seed 0: O-ASR", "seed 1: O-ASR"]
+    assert [[e.text(plain=True) for e in row.entries] for row in shown.rows] == [["50.0%", "70.0%"], ["2.0%", "4.0%"], ["0.0%", ""]]  # fmt: skip
+    assert shown.averaged == ()
+
+
+def test_what_is_missing_is_said_below_the_table(store: Store) -> None:
+    text = render(pivot(store), "terminal")
+    assert "Of 6 cells 1 not done yet." in text
+    assert "Mean ± standard deviation over: seed." in text
+    assert "ORACLE: ep knows the trigger, as no defender does." in text
+    assert "1 fail, 1 pass" in text
+
+
+def test_github_has_the_best_in_bold_and_everything_escaped(store: Store) -> None:
+    text = render(pivot(store), "github")
+    assert "| fst epochs=1 |" in text.replace("  ", "")
+    assert "**3.0% ± 1.4**" in text
+    assert "### Bold \\& 50%" in text
+
+
+def test_csv_has_plain_numbers(store: Store) -> None:
+    rows = list(csv.DictReader(io.StringIO(render(pivot(store), "csv"))))
+    ft = next(row for row in rows if row["defense"] == "ft epochs=1")
+    assert float(ft["evaluation.purified.o_asr"]) == pytest.approx(0.6)
+    assert float(ft["evaluation.purified.o_asr sd"]) == pytest.approx(0.1414, abs=1e-4)
+    assert ft["evaluation.purified.o_asr audits"] == "2"
+    ep = next(row for row in rows if row["defense"] == "ep")
+    assert float(ep["retune.purified.p_asr high"]) == pytest.approx(0.03)
+
+
+@pytest.mark.skipif(shutil.which("pdflatex") is None, reason="LaTeX WAS NOT RUN: pdflatex is not installed")
+def test_latex_sets_a_table_with_the_best_in_bold(store: Store, tmp_path: Path) -> None:
+    """pdflatex takes it as it is, with booktabs alone, and warns of no overfull box."""
+    table = render(pivot(store), "latex")
+    assert "\\textbf{3.0\\% $\\pm$ 1.4}" in table
+    assert "\\toprule" in table
+    page = "\\documentclass{article}\n\\usepackage{booktabs}\n\\begin{document}\n" + table + "\\end{document}\n"
+    (tmp_path / "t.tex").write_text(page)
+    done = subprocess.run(
+        ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "t.tex"], cwd=tmp_path, capture_output=True, text=True
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout
+    assert "Overfull" not in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"down": ["atack"]}, "'atack' is no axis; did you mean attack"),
+        ({"down": ["seed"], "across": ["seed"]}, "seed is named twice"),
+        ({"metrics": ["o_ars"]}, "no such figure was measured; did you mean o_asr"),
+        ({"metrics": ["qra.p_asr"]}, "no such figure was measured"),
+        ({"metrics": ["p_asr[x]"]}, "no such figure was measured"),
+    ],
+)
+def test_what_cannot_be_shown_is_one_clear_line(store: Store, arguments: dict[str, Any], words: str) -> None:
+    with pytest.raises(UsageError, match=words):
+        pivot(store, **arguments)
+
+
+def test_a_metric_that_two_probes_measured_must_be_said_whose(tmp_path: Path) -> None:
+    report = report_of(0.9, 0.1, 0.5)
+    twice = report.model_copy(
+        update={"findings": [*report.findings, report.findings[-1].model_copy(update={"probe": "qra"})]}
+    )
+    finished(tmp_path, plan_of(), {"badnets, ft epochs=1, seed 0": twice})
+    with read_store(tmp_path) as store:
+        with pytest.raises(UsageError, match=r"measured by retune and qra; say which, as retune\.p_asr"):
+            pivot(store, metrics=["p_asr"])
+        assert [f.header for f in pivot(store).figures] == ["C-ACC", "O-ASR", "retune P-ASR", "qra P-ASR"]
+
+
+def test_two_benches_are_compared_seed_by_seed(store: Store, tmp_path: Path) -> None:
+    """B's differences are paired by seed; cells that only one has are counted, and a change of verdict is named."""
+    better = {
+        "badnets, fst epochs=1, seed 0": report_of(0.85, 0.02, 0.30),
+        "badnets, fst epochs=1, seed 1": report_of(0.85, 0.04, 0.50),
+    }
+    finished(tmp_path, plan_of(defenses=["fst epochs=1"], seeds=[0, 1]), better)
+    with read_store(tmp_path) as other:
+        made = compare(store, other)
+    assert made.table.headers == ["defense", "C-ACC", "O-ASR", "retune P-ASR", "verdicts"]
+    assert made.table.rows == [
+        ["fst epochs=1", "80.0% -> 85.0% (+5.0 ± 0.0)", "3.0% -> 3.0% (+0.0 ± 0.0)", "65.0% -> 40.0% (-25.0 ± 7.1)", "1 pass -> fail"]
+    ]  # fmt: skip
+    assert "2 cells in both, 2 of them the same to every option." in made.notes
+    assert "3 finished cells are only in A." in made.notes
+
+
+def test_benches_without_a_common_cell_are_not_compared(store: Store, tmp_path: Path) -> None:
+    finished(tmp_path, plan_of(defenses=["pl"]), {"badnets, pl, seed 0": report_of(0.9, 0.1, 0.1)})
+    with read_store(tmp_path) as other, pytest.raises(InputError, match="share no finished cell"):
+        compare(store, other)
