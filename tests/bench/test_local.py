@@ -59,7 +59,7 @@ def test_a_cell_is_the_audit_that_a_call_makes(bench: Path) -> None:
     )
     theirs = read_report(bench / cell.path / REPORT)
     assert [f.model_dump() for f in theirs.findings] == [f.model_dump() for f in mine.findings]
-    assert theirs.find("p_asr", "retune") is not None
+    assert theirs.find("p_asr", probe="retune") is not None
     assert theirs.inputs == mine.inputs
     assert theirs.provenance["threads"] == 1
 
