@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from bdaudit.api import load as load
     from bdaudit.api import purify as purify
     from bdaudit.api import screen as screen
+    from bdaudit.api import split as split
     from bdaudit.api import twin as twin
     from bdaudit.errors import BdauditError as BdauditError
     from bdaudit.flow.implant import Sizes as Sizes
@@ -36,6 +37,7 @@ _HOMES = {
     "load": "bdaudit.api",
     "purify": "bdaudit.api",
     "screen": "bdaudit.api",
+    "split": "bdaudit.api",
     "twin": "bdaudit.api",
     "BdauditError": "bdaudit.errors",
     "Sizes": "bdaudit.flow.implant",

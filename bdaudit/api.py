@@ -22,9 +22,10 @@ from bdaudit.flow.implant import Sizes, clean_twin, default_recipe, implant
 from bdaudit.flow.importing import ImportRecord, find_importer, is_import, write_import
 from bdaudit.flow.memo import Memo
 from bdaudit.flow.output import is_audit, write_audit
-from bdaudit.flow.pools import Images, as_pool
+from bdaudit.flow.pools import Images, as_pool, pool_for
 from bdaudit.flow.run import Run, is_run, open_run
 from bdaudit.flow.screening import Screened, is_screen, screen_evidence, write_screen
+from bdaudit.flow.splitting import Halves, check_splitter, is_split, open_train, origins_in, split_set, write_split
 from bdaudit.flow.suspect import PathLike, Suspect, load, open_second, open_suspect, wrap
 from bdaudit.flow.tracking import tell_trackers
 from bdaudit.importers import Importer
@@ -39,7 +40,7 @@ from bdaudit.report.pictures import encode
 from bdaudit.report.schema import Exhibit, Granted, Policy, Report
 from bdaudit.runtime import Runtime, generator, pick_device
 
-__all__ = ["attack", "audit", "demo", "import_record", "load", "purify", "save", "screen", "twin"]
+__all__ = ["attack", "audit", "demo", "import_record", "load", "purify", "save", "screen", "split", "twin"]
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -208,6 +209,40 @@ def screen(
         result = screen_evidence(evidence, generator(seed), depth, seed=seed, **_files(suspect, None))
         if folder is not None:
             write_screen(folder, result, suspect.classifier.classes)
+    return result
+
+
+def split(
+    train: str | Path,
+    *,
+    by: str | Defense,
+    options: Mapping[str, Any] | None = None,
+    clean: Images | None = None,
+    model: PathLike | None = None,
+    arch: str | None = None,
+    normalisation: str | None = None,
+    seed: int = 0,
+    device: str = "auto",
+    out: PathLike | None = None,
+    checkpoints: PathLike | None = None,
+) -> Halves:
+    """Split an untrusted training set into clean and flagged images, by a defense that trains a model on it.
+
+    clean: clean images with labels, for a defense that starts from them (asd). model: a file whose architecture,
+    classes and preprocessing to take, else `arch` and what the set itself says.
+    out: a folder to write both pools, scores and charts to, whole or not at all. checkpoints: a folder to keep the
+    state of training in, and to go on from.
+    """
+    chosen = check_splitter(by if isinstance(by, Defense) else plugins.get("defense", by).parse(options))
+    with ExitStack() as stack:
+        folder = stack.enter_context(atomic_folder(out, replace_if=is_split)) if out is not None else None
+        opened, pool, notes = open_train(train, model, arch, normalisation, device)
+        root = origins_in(train)
+        keep = Path(checkpoints) if checkpoints is not None else None
+        seeds = pool_for(clean, opened, "clean", labelled=True) if clean is not None else None
+        result = split_set(chosen, opened, pool, seed, root=root, clean=seeds, notes=notes, keep=keep)
+        if folder is not None:
+            write_split(folder, result, opened.classes, root)
     return result
 
 

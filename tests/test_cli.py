@@ -548,7 +548,7 @@ def test_unknown_commands_and_help(capsys: pytest.CaptureFixture[str]) -> None:
     assert "did you mean purify" in capsys.readouterr().err
     assert call("--help") == 0
     assert "Exit codes" in capsys.readouterr().out
-    for name in ("demo", "attack", "screen", "purify", "audit", "import", "report", "plugins", "doctor"):
+    for name in ("demo", "attack", "screen", "split", "purify", "audit", "import", "report", "plugins", "doctor"):
         assert call(name, "--help") == 0
 
 

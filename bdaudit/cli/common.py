@@ -16,7 +16,19 @@ CONFIG = "bdaudit.toml"
 # A file beside a suspect model came with the model: it may suggest numbers and names, but never decide where is
 # read from or written to, nor how an audit or a screening is made.
 PATH_OPTIONS = frozenset(
-    {"out", "config", "attack", "clean", "malicious", "train", "purified", "reference", "policy", "data_root"}
+    {
+        "out",
+        "config",
+        "attack",
+        "clean",
+        "malicious",
+        "train",
+        "purified",
+        "reference",
+        "policy",
+        "data_root",
+        "checkpoints",
+    }
 )
 HARMLESS = frozenset({"seed", "device", "quiet", "json", "arch", "normalise"})
 
@@ -56,7 +68,7 @@ class OptionPair(click.ParamType):  # type: ignore[type-arg]
         from bdaudit.plugins import get
 
         kind = "attack" if ctx.info_name == "attack" else "defense"
-        chosen = ctx.params.get("name") if kind == "attack" else ctx.params.get("defense")
+        chosen = ctx.params.get("name") if kind == "attack" else ctx.params.get("defense") or ctx.params.get("by")
         try:
             fields = get(kind, chosen).model_fields if chosen else {}
         except UsageError:
@@ -195,6 +207,16 @@ def model_inputs(function: F) -> F:
     ):  # fmt: skip
         function = decorator(function)
     return function
+
+
+def keeps_checkpoints(function: F) -> F:
+    """Add --checkpoints."""
+    return click.option(
+        "--checkpoints",
+        "keep",
+        type=click.Path(path_type=Path),
+        help="Keep checkpoints of long training in this folder, and go on from those in it.",
+    )(function)
 
 
 def json_flag(function: F) -> F:

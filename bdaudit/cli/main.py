@@ -19,6 +19,7 @@ COMMANDS = {
     "demo": "Backdoor a small model on real data, purify it, audit it.",
     "attack": "Train a backdoored model and lay out what an auditor would receive.",
     "screen": "Find triggered images among the clean ones, and clean ones among the flagged.",
+    "split": "Split an untrusted training set into clean and flagged images.",
     "purify": "Purify a suspect model.",
     "audit": "Purify, retune, query, report: is the purification real?",
     "bench": "Run a grid of attacks, defenses and probes, and show it as a table.",

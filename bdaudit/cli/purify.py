@@ -6,7 +6,16 @@ from pathlib import Path
 
 import click
 
-from bdaudit.cli.common import Configured, PluginName, check_options, common, json_flag, model_inputs, warn_broken
+from bdaudit.cli.common import (
+    Configured,
+    PluginName,
+    check_options,
+    common,
+    json_flag,
+    keeps_checkpoints,
+    model_inputs,
+    warn_broken,
+)
 
 
 @click.command("purify", cls=Configured)
@@ -14,6 +23,7 @@ from bdaudit.cli.common import Configured, PluginName, check_options, common, js
 @click.option("--defense", type=PluginName("defense"), required=True, help="Which defense to run.")
 @model_inputs
 @click.option("--out", type=click.Path(path_type=Path), help="Where to write.  [default: MODEL.purified.EXT]")
+@keeps_checkpoints
 @json_flag
 @common
 def command(
@@ -29,6 +39,7 @@ def command(
     normalisation: str | None,
     options: tuple[tuple[str, str], ...],
     out: Path | None,
+    keep: Path | None,
     as_json: bool,
     seed: int,
     device: str,
@@ -76,7 +87,7 @@ def command(
         )
         for name in chosen.oracle():
             say(f"ORACLE: {defense} uses {name}; a real defender would not have it")
-        purified, granted = purify(chosen, evidence, seed)
+        purified, granted = purify(chosen, evidence, seed, keep=keep)
         api.save(suspect, purified.model, out, granted, chosen)
         for path in write_found(out, purified.found):
             say(f"also wrote {one_line(path)}")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from tabulate import tabulate
 
 from bdaudit.errors import one_line
+from bdaudit.report.statistics import wilson
 from bdaudit.report.verdict import percent
 
 if TYPE_CHECKING:
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from bdaudit.flow.importing import ImportRecord
     from bdaudit.flow.run import AttackRecord, Run
     from bdaudit.flow.screening import ScreenRecord
+    from bdaudit.flow.splitting import SplitRecord
 
 
 def run_summary(run: Run) -> str:
@@ -78,6 +80,37 @@ def screen_summary(record: ScreenRecord, model: Path, out: Path) -> str:
             f"bdaudit purify {shlex.quote(str(model))} --defense sep {pools} --target {record.target}",
         ]
     )
+
+
+def split_summary(record: SplitRecord, model: Path | None, out: Path) -> str:
+    """What a split came to, how right it was where that is known, and the command that goes on from there."""
+    n = record.images
+    rows = [["clean", n["clean"]], ["flagged", n["flagged"]], ["unsure", n["train"] - n["clean"] - n["flagged"]]]
+    headers = ["", "images"]
+    if record.found:
+        headers += ["precision", "recall"]
+        for row in rows[:2]:
+            row += [_share(*record.found[f"{row[0]}_{what}"]) for what in ("precision", "recall")]
+    lines = [tabulate(rows, headers=headers, tablefmt="simple")]
+    if record.target is not None:
+        lines.insert(0, f"target: class {record.target} ({one_line(record.target_class, 40)})")
+    if record.doubt:
+        lines.append(f"not to be relied on: {record.doubt}")
+    lines.append(f"written to {out} (scores: {out / 'scores.svg'}, {out / 'split.csv'})")
+    if n["flagged"] and record.target is not None:
+        pools = " ".join(
+            f"--{option} {shlex.quote(str(out / name))}"
+            for option, name in (("clean", "clean"), ("malicious", "flagged"))
+        )
+        named = shlex.quote(str(model)) if model is not None else "SUSPECT_MODEL"
+        lines[-1] += "; to purify with it:"
+        lines.append(f"bdaudit purify {named} --defense pl {pools} --target {record.target}")
+    return "\n".join(lines)
+
+
+def _share(successes: int, n: int) -> str:
+    low, high = wilson(successes, n)
+    return f"{percent(successes / n)} [{percent(low)}, {percent(high)}] of {n}" if n else "of none"
 
 
 def _audit_commands(record: ImportRecord, out: Path, arch: str | None) -> list[str]:

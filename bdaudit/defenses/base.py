@@ -11,14 +11,17 @@ import torch
 from torch import Tensor, nn
 
 from bdaudit.contract import Preset, option
-from bdaudit.errors import PluginError, UsageError
+from bdaudit.errors import WARNING, PluginError, UsageError
 from bdaudit.inputs.classifier import Classifier
-from bdaudit.inputs.pool import Pool
+from bdaudit.inputs.pool import Pool, check_labels
 from bdaudit.report.inversion import reversal_measurement
 from bdaudit.report.schema import Measurement
 from bdaudit.training.augment import Augment
 from bdaudit.training.bti import Reversal, Reversed
+from bdaudit.training.division import Division
 from bdaudit.training.loop import Recipe
+from bdaudit.training.mixmatch import MixMatch
+from bdaudit.training.progress import warn
 
 
 @dataclass(frozen=True)
@@ -185,6 +188,75 @@ class Inverting(Tuning):
     def purified(self, model: Classifier, found: Reversed, clean: Pool) -> Purified:
         """Hand in the model together with the trigger that was reversed first, from the suspect itself."""
         return Purified(model, reversal_measurement(found, model.classes, clean, self.name))
+
+
+class Splitting(Defense):
+    """Options and checks shared by the defenses that train a fresh model on a set which they divide on the way.
+
+    A subclass writes `divide`, which trains as far as it takes to divide the set, and calls it in `purify`.
+    """
+
+    crop: int = option(
+        -1, "random crop after padding (by reflection) by so many pixels; -1: an eighth", cite="cards 0.1", ge=-1
+    )
+    flip: bool = option(False, "random mirroring (right for CIFAR-10, wrong for digits and signs)", cite="cards 0.1")
+
+    divide: ClassVar[Callable[..., tuple[Classifier, Division]]]
+    """Train `fresh` in place; return it, and the division of the training set. Asks for what `purify` asks for."""
+
+    @final
+    def purified(self, model: Classifier, division: Division) -> Purified:
+        """Hand in a model; say what speaks against the division on stderr, and to whoever records the result."""
+        if not division.doubt:
+            return Purified(model)
+        warn(f"{self.name}: {division.doubt}")
+        return Purified(model, Measurement(notes=[f"{WARNING}{self.name}: {division.doubt}"]))
+
+    @final
+    def augment(self, pool: Pool, *, strong: bool = True) -> Augment:
+        """Turn the options into an augmentation; strong: crop grey images as well, unless the options say otherwise."""
+        side = min(pool.shape[1:])
+        pad = (side // 8 if strong else Augment.usual(pool.shape).pad) if self.crop < 0 else min(self.crop, side - 1)
+        return Augment(pad=pad, flip=self.flip, reflect=True)
+
+    @final
+    def check_train(self, train: Pool, model: Classifier) -> None:
+        """Refuse a training set that nothing can be told from."""
+        check_labels(train, model.num_classes, "train")
+        labels = sorted(set(train.labels.tolist()))
+        if len(labels) < 2:
+            only = f"label {labels[0]}" if labels else "nothing"
+            raise UsageError(
+                f"{self.name}: the training set holds {only} alone, so nothing tells clean rows from poisoned ones; "
+                "it takes at least two classes"
+            )
+
+
+class MixMatching(Splitting):
+    """Options shared by the defenses that learn a clean pool with its labels and the rest without, by MixMatch."""
+
+    iterations: int = option(64, "MixMatch steps an epoch", cite="BSD C.4: 1,024", ge=1)
+    batch_size: int = option(64, "rows a step with labels, and as many without", cite="ASD", ge=2)
+    lr: float = option(2e-3, "MixMatch's learning rate (Adam)", cite="BSD C.4", gt=0)
+    views: int = option(2, "augmentations that guess a label", cite="MixMatch", ge=1)
+    temperature: float = option(0.5, "sharpening of guessed labels", cite="BSD C.4", gt=0)
+    mixing: float = option(0.75, "alpha of the mixing weights' Beta distribution", cite="ASD", gt=0)
+    unlabelled: float = option(15.0, "weight of the loss on guessed labels, once it has risen", cite="BSD C.6", ge=0)
+
+    @final
+    def mixmatch(self, train: Pool, ramp: int) -> MixMatch:
+        """Turn the options into MixMatch's; ramp: epochs until guessed labels have their full weight."""
+        return MixMatch(
+            iterations=self.iterations,
+            batch_size=self.batch_size,
+            lr=self.lr,
+            views=self.views,
+            temperature=self.temperature,
+            beta=self.mixing,
+            weight=self.unlabelled,
+            ramp=ramp,
+            augment=self.augment(train),
+        )
 
 
 def reinitialise(layer: nn.Linear, rng: torch.Generator) -> None:

@@ -7,6 +7,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from bdaudit.errors import MissingInput, PluginError, UsageError
 from bdaudit.flow.evidence import Evidence
 from bdaudit.flow.held_out import settle
 from bdaudit.flow.memo import Memo
-from bdaudit.flow.provenance import describe_evidence, environment
+from bdaudit.flow.provenance import describe_evidence, environment, identity
 from bdaudit.flow.selfcheck import caveats, check_model, doubts, other, trusted, unable
 from bdaudit.inputs.architectures import fresh
 from bdaudit.inputs.classifier import Classifier
@@ -29,6 +30,7 @@ from bdaudit.report.verdict import judge
 from bdaudit.runtime import Runtime, generator, spawn
 from bdaudit.training.metrics import Rate, accuracy, attack_rates, der
 from bdaudit.training.progress import say
+from bdaudit.training.resume import checkpoints
 
 
 @dataclass(frozen=True)
@@ -40,16 +42,21 @@ class Audited:
     artifacts: dict[str, bytes]
 
 
-def purify(defense: Defense, evidence: Evidence, seed: int, memo: Memo | None = None) -> tuple[Purified, list[Granted]]:
-    """Run a defense on what it names and nothing else; say what it was given."""
+def purify(
+    defense: Defense, evidence: Evidence, seed: int, *, memo: Memo | None = None, keep: Path | None = None
+) -> tuple[Purified, list[Granted]]:
+    """Run a defense on what it names and nothing else; say what it was given. keep: the folder for checkpoints."""
     rng = generator(seed)
     available = evidence.for_defense(rng)
     if "fresh" in defense.wants():
         available["fresh"] = fresh_like(evidence.suspect, spawn(rng))
     granted = evidence.granted(defense.name, defense.wants(), available)
-    if memo is not None:
-        return memo.purified(defense, available, lambda: defense.conduct(available)), granted
-    return defense.conduct(available), granted
+    pools = {name: available[name] for name in defense.wants() if isinstance(available.get(name), Pool)}
+    run = {} if keep is None else identity(defense.name, defense.model_dump(), seed, evidence.suspect, pools)
+    with checkpoints(keep, run):
+        if memo is not None:
+            return memo.purified(defense, available, lambda: defense.conduct(available)), granted
+        return defense.conduct(available), granted
 
 
 def audit(
@@ -105,7 +112,7 @@ def audit(
         if defense is not None:
             say(f"purifying with {defense.name}")
             start = clock()
-            done, given = purify(defense, evidence, defense_seed, memo)
+            done, given = purify(defense, evidence, defense_seed, memo=memo)
             purified = done.model
             granted += given
             found.append(done.found)
@@ -118,7 +125,7 @@ def audit(
         if evidence.reference is None and reference_defense is not None and evidence.trigger is not None:
             say(f"making the exactly purified reference with {reference_defense.name} (oracle: it knows the trigger)")
             start = clock()
-            made, given = purify(reference_defense, evidence, reference_seed, memo)
+            made, given = purify(reference_defense, evidence, reference_seed, memo=memo)
             evidence = _with_reference(evidence, made.model, reference_defense.name)
             granted += [g.model_copy(update={"plugin": f"{g.plugin} (reference)"}) for g in given]
             seconds["reference"] = clock() - start

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal
 
+import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from bdaudit import plugins
@@ -17,9 +19,10 @@ from bdaudit.errors import InputError, UsageError, one_line
 from bdaudit.inputs.files import read_small, visible
 from bdaudit.inputs.folders import read_folder
 from bdaudit.inputs.goal import Goal
-from bdaudit.inputs.pool import Pool
+from bdaudit.inputs.pool import UNKNOWN, Pool
 
 RECORD = "attack.json"
+INDEX = "train.csv"
 MAX_BYTES = 16 << 20
 
 _Side = Annotated[int, Field(ge=1, le=4096)]
@@ -97,9 +100,28 @@ def open_run(folder: Path | str, trigger_kinds: Mapping[str, type[Trigger]] | No
     return Run(folder, record, trigger)
 
 
+def known_poison(folder: Path, pool: Pool) -> torch.Tensor | None:
+    """Look up which rows of a run's training set are poisoned (bool (N,)), for an evaluation; None where nothing tells.
+
+    folder: where the rows' origins lie: the run's train/, or the run itself. Images are called by their row, and
+    must have the labels that they have there.
+    """
+    for run in (folder.resolve().parent, folder):
+        try:
+            read_record(run)
+            with (run / INDEX).open(newline="", encoding="utf-8") as file:
+                known = {row["image"]: (int(row["label"]), row["poisoned"] == "1") for row in csv.DictReader(file)}
+        except (InputError, OSError, KeyError, ValueError, csv.Error):
+            continue
+        rows = [known.get(PurePosixPath(origin).stem, (UNKNOWN, False)) for origin in pool.origin]
+        if [label for label, _ in rows] == pool.labels.tolist():
+            return torch.tensor([poisoned for _, poisoned in rows])
+    return None
+
+
 WRITTEN = frozenset(
     {RECORD, "model.pt", "reference.pt", "trigger.safetensors", "train_trigger.safetensors", "preview.png"}
-    | {"clean", "flagged", "reserve", "test", "train", "train.csv"}
+    | {"clean", "flagged", "reserve", "test", "train", INDEX}
 )
 """What an attack writes into its run folder."""
 

@@ -10,13 +10,15 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Augment:
-    """Random crop after zero padding, and a horizontal flip, drawn per image.
+    """Random crop after padding, and a horizontal flip, drawn per image.
 
-    pad: pixels on each side (0: no crop). flip: mirror with probability 1/2.
+    pad: pixels on each side (0: no crop). flip: mirror with probability 1/2. reflect: pad with the image mirrored at
+    its edges (pad must then be smaller than it), not with zeros.
     """
 
     pad: int = 0
     flip: bool = False
+    reflect: bool = False
 
     @classmethod
     def usual(cls, shape: tuple[int, int, int], *, flip: bool = False) -> Augment:
@@ -42,8 +44,16 @@ class Augment:
         if self.pad:
             dy, dx = torch.randint(0, 2 * self.pad + 1, (2, n, 1), generator=rng)
             rows, columns = rows + dy, columns + dx
-            images = torch.nn.functional.pad(images, (self.pad,) * 4)
+            if self.reflect:
+                rows, columns = _reflected(rows - self.pad, h), _reflected(columns - self.pad, w)
+            else:
+                images = torch.nn.functional.pad(images, (self.pad,) * 4)
         n_index = torch.arange(n, device=device)[:, None, None]
         # One gather serves crop and flip together; advanced indices in front give (N, H, W, C).
         taken = images.permute(0, 2, 3, 1)[n_index, rows.to(device)[:, :, None], columns.to(device)[:, None, :]]
         return taken.permute(0, 3, 1, 2)
+
+
+def _reflected(places: Tensor, size: int) -> Tensor:
+    """Fold places outside 0..size-1 back at the edges, which are not repeated."""
+    return size - 1 - (size - 1 - places.abs()).abs()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
 import torch
@@ -17,7 +17,8 @@ from bdaudit.inputs.pool import Pool
 from bdaudit.runtime import Runtime, permutation, seeded
 from bdaudit.training.augment import Augment
 from bdaudit.training.kfac import Kfac, NaturalGradient
-from bdaudit.training.progress import track
+from bdaudit.training.progress import Advance, still, track
+from bdaudit.training.resume import resumed
 from bdaudit.training.sam import Sam, SharpnessAware
 
 Loss = Callable[[Classifier, Tensor, Tensor], Tensor]
@@ -92,6 +93,46 @@ def cross_entropy(model: Classifier, x: Tensor, y: Tensor) -> Tensor:
     return F.cross_entropy(model(x), y)
 
 
+class Training:
+    """A model in training: its optimiser, and how far its schedule has come."""
+
+    def __init__(self, model: Classifier, recipe: Recipe, steps: int) -> None:
+        """Place the model on its device; steps: how many there will be in all, for the schedule."""
+        self.runtime = Runtime.of(model.device)
+        self.model = self.runtime.place(model)
+        self.recipe, self.steps, self.step = recipe, steps, 0
+        self.optimizer = recipe.make_optimizer(model)
+
+    def epoch(
+        self,
+        dealt: Iterable[tuple[Tensor, Tensor]],
+        loss: Loss = cross_entropy,
+        *,
+        after_step: Callable[[], None] | None = None,
+        advance: Advance = still,
+    ) -> None:
+        """Step once on each (pixels, labels) dealt, and leave the model in eval mode."""
+        self.model.train(not self.recipe.as_in_use)
+        for x, y in dealt:
+            for group in self.optimizer.param_groups:
+                group["lr"] = self.recipe.lr * self.recipe.factor(self.step, self.steps)
+
+            def closure(x: Tensor = x, y: Tensor = y) -> Tensor:
+                self.optimizer.zero_grad(set_to_none=True)
+                with self.runtime.autocast():
+                    value = loss(self.model, x, y)
+                value.backward()  # type: ignore[no-untyped-call]
+                return value.detach()  # not .item(): that would wait for the GPU every step
+
+            # A closure, so that optimisers that look twice (SAM) fit the same loop.
+            self.optimizer.step(closure)  # type: ignore[arg-type]
+            if after_step is not None:
+                after_step()
+            self.step += 1
+            advance()
+        self.model.eval()
+
+
 def tune(
     model: Classifier,
     pool: Pool,
@@ -101,6 +142,7 @@ def tune(
     loss: Loss = cross_entropy,
     after_step: Callable[[], None] | None = None,
     on_epoch: Callable[[int, Classifier], None] | None = None,
+    keep: dict[str, Tensor] | None = None,
     what: str = "tuning",
 ) -> Classifier:
     """Train `model` in place on `pool` and return it in eval mode.
@@ -108,37 +150,20 @@ def tune(
     loss: what to minimise on each batch. after_step: called after every optimiser step (projections, and the steps of
     networks that learn along, on the gradients that the loss left them).
     on_epoch: called with (epoch from 1, model in eval mode) after every epoch (curves).
+    keep: go on after an interruption where the caller of all asked for it (`training/resume.py`), with these
+    tensors, which are all that the hooks remember from epoch to epoch.
     Frozen parameters (`requires_grad=False`) stay as they are; BatchNorm runs in train mode unless the recipe says no.
     """
     if not len(pool):
         raise UsageError(f"{what}: there are no images to train on")
-    runtime = Runtime.of(model.device)
-    runtime.place(model)
     pool = pool.to(model.device)
-    optimizer = recipe.make_optimizer(model)
-    batch_size, steps = recipe.batch_for(len(pool)), recipe.steps(len(pool))
-    step = 0
-    with seeded(rng), track(what, steps) as advance:
-        for epoch in range(recipe.epochs):
-            model.train(not recipe.as_in_use)
-            for x, y in batches(pool, batch_size, rng, recipe.augment):
-                for group in optimizer.param_groups:
-                    group["lr"] = recipe.lr * recipe.factor(step, steps)
-
-                def closure(x: Tensor = x, y: Tensor = y) -> Tensor:
-                    optimizer.zero_grad(set_to_none=True)
-                    with runtime.autocast():
-                        value = loss(model, x, y)
-                    value.backward()  # type: ignore[no-untyped-call]
-                    return value.detach()  # not .item(): that would wait for the GPU every step
-
-                # A closure, so that optimisers that look twice (SAM) fit the same loop.
-                optimizer.step(closure)  # type: ignore[arg-type]
-                if after_step is not None:
-                    after_step()
-                step += 1
-                advance()
-            model.eval()
+    batch_size = recipe.batch_for(len(pool))
+    training = Training(model, recipe, recipe.steps(len(pool)))
+    with seeded(rng), track(what, training.steps) as advance:
+        epochs = range(recipe.epochs)
+        for epoch in epochs if keep is None else resumed(what, recipe.epochs, rng, {"model": training}, keep, advance):
+            dealt = batches(pool, batch_size, rng, recipe.augment)
+            training.epoch(dealt, loss, after_step=after_step, advance=advance)
             if on_epoch is not None:
                 on_epoch(epoch + 1, model)
     return model
@@ -174,20 +199,23 @@ def batches(
         yield images, pool.labels[rows]
 
 
-def endless(pool: Pool, rng: torch.Generator, augment: Augment | None = None) -> Callable[[int], tuple[Tensor, Tensor]]:
-    """Deal a pool like a deck of cards: every row comes once before any row comes again.
+def endless(
+    pool: Pool, rng: torch.Generator, augment: Augment | None = None, rows: Tensor | None = None
+) -> Callable[[int], tuple[Tensor, Tensor]]:
+    """Deal a pool, or some rows of it, like a deck of cards: every row comes once before any row comes again.
 
-    Returns a function: n -> n rows (pixels uint8 (n, C, H, W), labels), however small the pool is.
+    rows: int64, on the CPU. Returns a function: n -> n rows (pixels uint8 (n, C, H, W), labels), however few there are.
     """
-    draw = endless_rows(len(pool), rng)
+    draw = endless_rows(len(pool) if rows is None else len(rows), rng)
 
     def deal(n: int) -> tuple[Tensor, Tensor]:
-        rows = draw(n).to(pool.device)
-        images = pool.images[rows]
+        drawn = draw(n) if rows is None else rows[draw(n)]
+        drawn = drawn.to(pool.device)
+        images = pool.images[drawn]
         scratch.release(pool.images)
         if augment is not None:
             images = augment(images, rng)
-        return images, pool.labels[rows]
+        return images, pool.labels[drawn]
 
     return deal
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from typing import Protocol
 
 FIRST, NEXT = 10.0, 60.0
 """Seconds after which a log hears of a loop, and between two such lines."""
@@ -24,14 +25,25 @@ def progress_shown(shown: bool = True) -> Iterator[None]:
         _shown.reset(token)
 
 
+class Advance(Protocol):
+    """Moves a bar on."""
+
+    def __call__(self, steps: int = 1, said: str = "") -> None:
+        """Move by so many steps; said: what to show beside the bar from now on."""
+
+
+def still(steps: int = 1, said: str = "") -> None:
+    """Move no bar."""
+
+
 @contextmanager
-def track(what: str, total: int) -> Iterator[Callable[[], None]]:
-    """Show `what` advancing to `total` with the time left; yields the function that advances it by one.
+def track(what: str, total: int) -> Iterator[Advance]:
+    """Show `what` advancing to `total` with the time left; yields the function that advances it.
 
     A bar where there is a terminal; in a log, a line now and then of what takes long.
     """
     if not _shown.get():
-        yield lambda: None
+        yield still
         return
     if not sys.stderr.isatty():
         yield _Log(what, total).advance
@@ -48,25 +60,31 @@ def track(what: str, total: int) -> Iterator[Callable[[], None]]:
         transient=True,
     ) as bar:
         task = bar.add_task(what, total=total)
-        yield lambda: bar.advance(task)
+
+        def advance(steps: int = 1, said: str = "") -> None:
+            bar.update(task, advance=steps, description=f"{what}: {said}" if said else None)
+
+        yield advance
 
 
 class _Log:
     """Say how far a loop is after `FIRST` seconds and every `NEXT` seconds from then on."""
 
     def __init__(self, what: str, total: int) -> None:
-        self.what, self.total, self.done = what, total, 0
+        self.what, self.said, self.total, self.done = what, "", total, 0
         self.start = time.monotonic()
         self.due = self.start + FIRST
 
-    def advance(self) -> None:
-        self.done += 1
+    def advance(self, steps: int = 1, said: str = "") -> None:
+        self.done += steps
+        self.said = said or self.said
         now = time.monotonic()
         if now < self.due or self.done >= self.total:
             return
         self.due = now + NEXT
         left = (now - self.start) / self.done * (self.total - self.done)
-        say(f"{self.what}: {self.done:,} of {self.total:,}, about {_duration(left)} left")
+        said = f" ({self.said})" if self.said else ""
+        say(f"{self.what}: {self.done:,} of {self.total:,}, about {_duration(left)} left{said}")
 
 
 def _duration(seconds: float) -> str:

@@ -1,0 +1,117 @@
+"""ASD: adaptively splitting-based defense."""
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+from bdaudit.contract import option
+from bdaudit.defenses.base import Defense, MixMatching, Purified
+from bdaudit.hookspecs import hookimpl
+from bdaudit.inputs.classifier import Classifier
+from bdaudit.inputs.pool import Pool
+from bdaudit.runtime import seeded, spawn
+from bdaudit.training.division import Division
+from bdaudit.training.loop import Recipe, Training, batches
+from bdaudit.training.mixmatch import SemiSupervised
+from bdaudit.training.progress import say, track
+from bdaudit.training.resume import resumed
+from bdaudit.training.samples import largest, largest_count, losses_of
+
+
+class ASD(MixMatching):
+    """Grow a clean pool from a few clean seeds, by loss, and at last by how much of it one poisoned epoch would take.
+
+    Gao et al. 2023. MixMatch throughout, with a pool of (1) the seeds and each class's best-fitted rows, more of them
+    from epoch to epoch; (2) the half of all rows with the smallest losses; (3) meta-split: the half whose losses fall
+    least in a copy of the model whose upper half was trained for an epoch on everything, as poisoned rows are learnt
+    fastest.
+    """
+
+    name = "asd"
+    quick_options = {"growing": 2, "halving": 1, "meta": 1, "iterations": 2, "batch_size": 8}
+    presets = {"paper": {"growing": 60, "every": 5, "halving": 30, "meta": 30, "iterations": 1024}}
+
+    seeds: int = option(10, "clean seeds of each class, at most", cite="ASD", ge=1)
+    growing: int = option(10, "epochs of the class-aware pool", cite="ASD: 60", ge=1)
+    every: int = option(1, "epochs until it grows", cite="ASD: 5", ge=1)
+    growth: int = option(10, "rows of each class that join it then", cite="ASD", ge=1)
+    halving: int = option(6, "epochs of the half with the smallest losses", cite="ASD: 30", ge=0)
+    meta: int = option(6, "epochs of meta-split", cite="ASD: 30", ge=0)
+    share: float = option(0.5, "share of rows in the pool then", cite="ASD", gt=0, lt=1)
+    meta_lr: float = option(0.015, "learning rate of the copy (Adam)", cite="ASD", gt=0)
+
+    def purify(self, fresh: Classifier, train: Pool, clean: Pool, rng: torch.Generator) -> Purified:
+        return self.purified(*self.divide(fresh, train, clean, rng))
+
+    def divide(self, fresh: Classifier, train: Pool, clean: Pool, rng: torch.Generator) -> tuple[Classifier, Division]:
+        self.check_train(train, fresh)
+        seeds = balanced(clean, self.seeds, spawn(rng)).to("cpu")
+        everything = Pool.concat([train.to("cpu"), seeds])
+        labels, given = train.labels.cpu(), torch.ones(len(seeds), dtype=torch.bool)
+        total = self.growing + self.halving + self.meta
+        f = SemiSupervised(fresh, everything, self.mixmatch(train, total), total, rng)
+        keep = {"history": torch.empty(0, len(train)) > 0, "scores": torch.zeros(len(train))}
+        with seeded(rng), track("asd", total * self.iterations) as advance:
+            for t in resumed("asd", total, rng, {"f": f.training}, keep, advance):
+                loss = losses_of(fresh, train, self.name).symmetric_ce
+                if t < self.growing:
+                    pool = best_of_each(loss, labels, self.growth * (t // self.every))
+                else:
+                    by_meta = t >= self.growing + self.halving
+                    fall = loss - self._virtual(fresh, train, spawn(rng)) if by_meta else loss
+                    pool = largest(-fall, self.share)
+                    keep["scores"] = -fall
+                said = f"{int(pool.sum()) + len(seeds):,} of {len(everything):,} images in the clean pool"
+                say(f"asd: epoch {t + 1} of {total}: {said}")
+                advance(0, said)
+                f.epoch(torch.cat([pool, given]), advance)
+                keep["history"] = torch.cat([keep["history"], pool[None]])
+        return fresh, self._division(fresh, train, keep)
+
+    def _virtual(self, model: Classifier, train: Pool, rng: torch.Generator) -> Tensor:
+        """Symmetric cross-entropy after one more epoch on everything, of the layers of the upper half alone."""
+        copy = model.clone()
+        for parameter in lower_half(copy):
+            parameter.requires_grad_(False)
+        augment = self.augment(train, strong=False)
+        recipe = Recipe(1, self.meta_lr, optimizer="adam", schedule="constant", augment=augment)
+        pool = train.to(copy.device)
+        Training(copy, recipe, 1).epoch(batches(pool, recipe.batch_for(len(train)), rng, augment))
+        return losses_of(copy, train, self.name).symmetric_ce
+
+    def _division(self, model: Classifier, train: Pool, keep: dict[str, Tensor]) -> Division:
+        """Flag the rows outside the last pool whose labels the model contradicts."""
+        labels = train.labels.cpu()
+        on_f = losses_of(model, train, self.name)
+        pool = keep["history"][-1]
+        flagged = ~pool & (on_f.prediction != labels)
+        counts = torch.bincount(labels[flagged], minlength=model.num_classes)
+        target = int(counts.argmax()) if counts.max() > counts.sum() / 2 else None
+        scores = {"split": keep["scores"], "main_fit": -on_f.symmetric_ce}
+        return Division(pool, flagged, scores, target, dict(enumerate(keep["history"], 1)))
+
+
+def balanced(clean: Pool, count: int, rng: torch.Generator) -> Pool:
+    """Draw at most so many rows of each class."""
+    clean = clean.shuffled(rng)
+    labels = clean.labels.cpu()
+    return clean.take(torch.cat([(labels == k).nonzero().flatten()[:count] for k in sorted(set(labels.tolist()))]))
+
+
+def best_of_each(loss: Tensor, labels: Tensor, count: int) -> Tensor:
+    """Mark the rows of the smallest losses, so many of each class."""
+    marks = [largest_count(-loss, count, labels == k) for k in sorted(set(labels.tolist()))]
+    return torch.stack(marks).any(0)
+
+
+def lower_half(model: Classifier) -> list[torch.nn.Parameter]:
+    """List the parameters before the middle one of the layers with weight matrices: a ResNet's first two stages."""
+    parameters = list(model.body.parameters())
+    matrices = [i for i, p in enumerate(parameters) if p.ndim > 1]
+    return parameters[: matrices[len(matrices) // 2]]
+
+
+@hookimpl
+def bdaudit_defenses() -> Iterable[type[Defense]]:
+    return [ASD]

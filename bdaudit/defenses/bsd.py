@@ -1,0 +1,258 @@
+"""BSD: bi-perspective splitting."""
+
+import math
+from collections.abc import Iterable
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from bdaudit.contract import option
+from bdaudit.defenses.base import Defense, MixMatching, Purified
+from bdaudit.errors import one_line
+from bdaudit.hookspecs import hookimpl
+from bdaudit.inputs.classifier import Classifier
+from bdaudit.inputs.pool import Pool
+from bdaudit.runtime import permutation, seeded, spawn
+from bdaudit.training.division import Division
+from bdaudit.training.isolation import Per, local_gradient_ascent, second_likely, votes
+from bdaudit.training.loop import Recipe, Training, batches, cross_entropy, tune
+from bdaudit.training.metrics import predict_logits
+from bdaudit.training.mixmatch import SemiSupervised
+from bdaudit.training.progress import say, track
+from bdaudit.training.resume import resumed
+from bdaudit.training.samples import Distance, class_distances, largest, largest_count, losses_of
+
+Init = Literal["both", "oss", "als", "either", "random"]
+
+
+class BSD(MixMatching):
+    """Train a clean model on a poisoned set, split by what an altruistic model that learns all of it gives away.
+
+    BSD, Algorithm 1. The main model f learns a clean pool by MixMatch, the altruistic model g everything. The pool
+    starts with the rows that f, warmed up without the target's class, finds far from the others (OSS, Eq. 4 to 6) and
+    g finds hard (ALS, Eq. 7); then it follows I = SCE(g) - SCE(f) (Eq. 9) with class completion (Eq. 8), and at last
+    goes without the rows that both give the target (selective dropping, Eq. 10).
+    """
+
+    name = "bsd"
+    quick_options = {
+        "altruistic_epochs": 1,
+        "altruistic_steps": 1,
+        "warm_up": 1,
+        "settling": 1,
+        "completing": 1,
+        "dropping": 1,
+        "iterations": 2,
+        "batch_size": 8,
+    }
+    presets = {
+        "paper": {
+            "altruistic_epochs": 25,
+            "altruistic_steps": 1,
+            "warm_up": 20,
+            "settling": 10,
+            "completing": 60,
+            "dropping": 30,
+            "iterations": 1024,
+        }
+    }
+
+    altruistic_epochs: int = option(12, "epochs of local gradient ascent that warm g up", cite="BSD C.4: 25", ge=1)
+    altruistic_steps: int = option(64, "steps in an epoch of g, at least", cite="ours: docs/deviations.md", ge=1)
+    altruistic_lr: float = option(1e-3, "learning rate of g (Adam)", cite="BSD C.4", gt=0)
+    gamma: float = option(0.5, "loss below which g ascends in its warm-up", cite="BSD Alg. 1", ge=0)
+    ascent: Per = option("batch", "what is held against gamma: each image's loss, or the batch's", cite="BSD Alg. 1")
+    approximate: Literal["lga", "second"] = option(
+        "lga", "how the target is found: by the best-learnt rows, or second likely classes", cite="BSD 4.1.1, E.3"
+    )
+    isolated: float = option(0.01, "share of rows, the best-learnt, that vote", cite="BSD 4.1.1", gt=0, le=1)
+    warm_up: int = option(6, "epochs of f without the target's class (T1)", cite="BSD C.4: 20", ge=1)
+    settling: int = option(2, "epochs on the first pools", cite="BSD C.4: 10", ge=1)
+    completing: int = option(12, "epochs with class completion (until T2)", cite="BSD C.4: 60", ge=1)
+    dropping: int = option(4, "epochs with selective dropping (until T3)", cite="BSD C.4: 30", ge=0)
+    alpha: float = option(0.6, "share of all rows that the clean pool grows to", cite="BSD 5.1", gt=0, le=1)
+    beta: float = option(0.2, "share of the target's rows that OSS takes for clean", cite="BSD 5.1", gt=0, le=1)
+    distance: Distance = option("min", "OSS: from the nearest class, on average, from the farthest", cite="BSD E.2")
+    init: Init = option("both", "first pool: OSS and ALS, one of them, either, or random rows", cite="BSD Eq. 3")
+    completion: bool = option(True, "add rows of the class with the fewest", cite="BSD Eq. 8")
+    all2all: bool = option(False, "take each class for the target in turn, and drop nothing", cite="BSD A.5")
+
+    def purify(self, fresh: Classifier, train: Pool, rng: torch.Generator) -> Purified:
+        return self.purified(*self.divide(fresh, train, rng))
+
+    def divide(self, fresh: Classifier, train: Pool, rng: torch.Generator) -> tuple[Classifier, Division]:
+        self.check_train(train, fresh)
+        labels = train.labels.cpu()
+        warm_rng, oss_rng, rng = (spawn(rng) for _ in range(3))
+        altruistic, target, doubt = self._warm_altruistic(fresh.clone(), train, warm_rng)
+        t1, t2 = self.warm_up, self.warm_up + self.settling + self.completing
+        t3 = t2 if target is None else t2 + self.dropping
+        f = SemiSupervised(fresh, train, self.mixmatch(train, t3), t3, rng)
+        g = Training(altruistic, self._recipe(train, t2), t2)
+        keep = {
+            "clean": labels != (-1 if target is None else target),
+            "distances": torch.zeros(len(train)),
+            "history": torch.empty(0, len(train)) > 0,
+        }
+        oss = self._oss_by_every_class(fresh, train, oss_rng) if target is None else None
+        with seeded(rng), track("bsd", t3 * self.iterations) as advance:
+            for t in resumed("bsd", t3, rng, {"f": f.training, "g": g}, keep, advance):
+                clean = keep["clean"]
+                if t == t1:
+                    if target is not None:
+                        oss, keep["distances"] = self._oss(fresh, train, target)
+                    clean = self._first(oss, self._als(altruistic, train), rng)
+                elif t >= t1 + self.settling:
+                    ratio = alpha_at((t - t1 - self.settling) / self.completing, self.alpha, self.beta)
+                    clean = self._updated(fresh, altruistic, train, ratio, target if t >= t2 else None)
+                if t >= t1 or target is not None:
+                    said = f"{int(clean.sum()):,} of {len(clean):,} images in the clean pool"
+                    say(f"bsd: epoch {t + 1} of {t3}: {said}")
+                    advance(0, said)
+                    f.epoch(clean, advance)
+                    keep |= {"clean": clean, "history": torch.cat([keep["history"], clean[None]])}
+                if t < t2:
+                    g.epoch(batches(f.pool, g.recipe.batch_for(len(train)), rng, g.recipe.augment))
+        return fresh, self._division(fresh, altruistic, train, target, keep, doubt)
+
+    def _recipe(self, train: Pool, epochs: int) -> Recipe:
+        return Recipe(
+            epochs,
+            self.altruistic_lr,
+            optimizer="adam",
+            schedule="constant",
+            min_steps=self.altruistic_steps,
+            augment=self.augment(train, strong=False),
+        )
+
+    def _warm_altruistic(
+        self, model: Classifier, train: Pool, rng: torch.Generator
+    ) -> tuple[Classifier, int | None, str]:
+        """Warm g up and find the target (Alg. 1, lines 5 to 13; E.3); None for all-to-all. Also says what is doubtful."""
+        by_lga = self.approximate == "lga"
+        keep = {"votes": torch.zeros(model.num_classes, dtype=torch.int64)}
+
+        def note_second(epoch: int, model: Classifier) -> None:
+            keep["votes"][second_likely(predict_logits(model, train.images)).argmax()] += 1
+
+        tune(
+            model,
+            train,
+            self._recipe(train, self.altruistic_epochs),
+            rng,
+            loss=local_gradient_ascent(self.gamma, self.ascent) if by_lga else cross_entropy,
+            on_epoch=None if by_lga else note_second,
+            keep=keep,
+            what="bsd: altruistic model",
+        )
+        if self.all2all:
+            return model, None, ""
+        if by_lga:
+            keep["votes"] = votes(
+                losses_of(model, train, self.name).ce, train.labels.cpu(), self.isolated, model.num_classes
+            )
+        target, share = int(keep["votes"].argmax()), float(keep["votes"].max() / keep["votes"].sum())
+        say(f"bsd: the target is taken to be class {target} ({model.classes[target]}), with {share:.0%} of the votes")
+        doubt = f"class {target} is taken for the target with no more than {share:.0%} of the votes"
+        return model, target, doubt if share <= 0.5 else ""
+
+    def _oss(self, model: Classifier, train: Pool, target: int) -> tuple[Tensor, Tensor]:
+        """Take all rows of other labels for clean, and of the target's those farthest from the others' centres."""
+        of_target = train.labels.cpu() == target
+        distances = class_distances(model, train, ~of_target, target, self.distance)
+        return ~of_target | largest(distances, self.beta, of_target), distances
+
+    def _oss_by_every_class(self, fresh: Classifier, train: Pool, rng: torch.Generator) -> Tensor:
+        """Warm a model up without each class in turn, and take the rows that all of them take for clean (A.5)."""
+        clean = torch.ones(len(train), dtype=torch.bool)
+        for target in range(fresh.num_classes):
+            f = SemiSupervised(fresh.clone(), train, self.mixmatch(train, self.warm_up), self.warm_up, rng)
+            what = f"bsd: without class {target}"
+            with seeded(rng), track(what, self.warm_up * self.iterations) as advance:
+                for _ in resumed(what, self.warm_up, rng, {"f": f.training}, {}, advance):
+                    f.epoch(train.labels.cpu() != target, advance)
+            clean &= self._oss(f.training.model, train, target)[0]
+        return clean
+
+    def _als(self, altruistic: Classifier, train: Pool) -> Tensor:
+        """Take the rows of the largest losses for clean: g learns what is poisoned first (Eq. 7)."""
+        return largest(losses_of(altruistic, train, self.name).symmetric_ce, self.alpha)
+
+    def _first(self, oss: Tensor | None, als: Tensor, rng: torch.Generator) -> Tensor:
+        """Put the first clean pool together (Eq. 3)."""
+        assert oss is not None
+        both = oss & als
+        drawn = torch.zeros_like(both)
+        drawn[permutation(len(both), rng)[: int(both.sum())]] = True
+        return {"both": both, "oss": oss, "als": als, "either": oss | als, "random": drawn}[self.init]
+
+    def _updated(
+        self, model: Classifier, altruistic: Classifier, train: Pool, ratio: float, dropped: int | None
+    ) -> Tensor:
+        """Split by the discrepancy of the two models' losses (Eq. 8 and 9), without rows that both give `dropped`."""
+        on_f, on_g = (losses_of(m, train, self.name) for m in (model, altruistic))
+        clean = split_by(on_g.symmetric_ce - on_f.symmetric_ce, train.labels.cpu(), ratio, self.completion)
+        if dropped is None:
+            return clean
+        kept = clean & ~((on_f.prediction == dropped) & (on_g.prediction == dropped))
+        return kept if kept.any() else clean  # an empty pool would teach nothing
+
+    def _division(
+        self,
+        model: Classifier,
+        altruistic: Classifier,
+        train: Pool,
+        target: int | None,
+        keep: dict[str, Tensor],
+        doubt: str,
+    ) -> Division:
+        """Divide the set by the trained models.
+
+        The pool before dropping, since that leaves nothing of the target's class; and flagged, what g learnt and f
+        contradicts.
+        """
+        labels = train.labels.cpu()
+        on_f, on_g = (losses_of(m, train, self.name) for m in (model, altruistic))
+        discrepancy = on_g.symmetric_ce - on_f.symmetric_ce
+        clean = split_by(discrepancy, labels, self.alpha, self.completion)
+        learnt_by_g_alone = (on_g.prediction == labels) & (on_f.prediction != labels) & ~clean
+        flagged = learnt_by_g_alone if target is None else learnt_by_g_alone & (labels == target)
+        scores = {"discrepancy": discrepancy, "altruistic_loss": on_g.symmetric_ce, "main_fit": -on_f.symmetric_ce}
+        if target is not None:
+            scores["distance"] = keep["distances"]
+        first = 1 + (self.warm_up if target is None else 0)
+        history = dict(enumerate(keep["history"], first))
+        missing = sorted(set(labels.tolist()) - set(labels[clean].tolist()))
+        if missing and not doubt:
+            named = ", ".join(one_line(model.classes[k], 20) for k in missing[:5])
+            doubt = (
+                f"no image of {len(missing)} classes ({named}) is in the clean pool: train longer (-o iterations=...)"
+            )
+        return Division(clean, flagged, scores, target, history, doubt)
+
+
+def alpha_at(done: float, alpha: float, beta: float) -> float:
+    """Share of rows in the clean pool, from beta to alpha on half a cosine, when a part of that time is done (Eq. 11)."""
+    return beta + (alpha - beta) * (1 - math.cos(math.pi * min(1.0, done))) / 2
+
+
+def split_by(indicator: Tensor, labels: Tensor, ratio: float, completion: bool) -> Tensor:
+    """Take the share of rows with the largest indicator, and complete the class that has the fewest of them (Eq. 8).
+
+    That class gets its own n' best rows: the ratio of its rows, but no more than the class with the second fewest has.
+    """
+    clean = largest(indicator, ratio)
+    sizes = torch.bincount(labels)
+    present = sizes.nonzero().flatten()
+    if not completion or len(present) < 2:
+        return clean
+    chosen = torch.bincount(labels[clean], minlength=len(sizes))[present]
+    fewest, second = chosen.argsort(stable=True)[:2]
+    count = min(int(ratio * sizes[present[fewest]]), int(chosen[second]))
+    return clean | largest_count(indicator, count, labels == present[fewest])
+
+
+@hookimpl
+def bdaudit_defenses() -> Iterable[type[Defense]]:
+    return [BSD]

@@ -1,0 +1,44 @@
+"""Losses that stop learning where clean images get to, so that what is learnt beyond them is the backdoor (ABL)."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from bdaudit.inputs.classifier import Classifier
+from bdaudit.training.loop import Loss
+from bdaudit.training.samples import largest
+
+Per = Literal["image", "batch"]
+
+
+def local_gradient_ascent(gamma: float, per: Per) -> Loss:
+    """Descend on cross-entropy above gamma and ascend below it: sign(CE - gamma) CE, per image or of a batch's mean."""
+
+    def loss(model: Classifier, x: Tensor, y: Tensor) -> Tensor:
+        ce = F.cross_entropy(model(x), y, reduction="none" if per == "image" else "mean")
+        return (torch.sign(ce.detach() - gamma) * ce).mean()
+
+    return loss
+
+
+def flooding(level: float) -> Loss:
+    """Keep a batch's mean cross-entropy at a level: |CE - b| + b."""
+
+    def loss(model: Classifier, x: Tensor, y: Tensor) -> Tensor:
+        return (F.cross_entropy(model(x), y) - level).abs() + level
+
+    return loss
+
+
+def votes(losses: Tensor, labels: Tensor, share: float, classes: int) -> Tensor:
+    """Count the labels of the share of rows with the smallest losses; int64 (K,)."""
+    return torch.bincount(labels[largest(-losses, share)], minlength=classes)
+
+
+def second_likely(logits: Tensor) -> Tensor:
+    """Count how many rows have each class as their second likely one; int64 (K,)."""
+    return torch.bincount(logits.topk(2, dim=1).indices[:, 1].cpu(), minlength=logits.shape[1])
