@@ -302,7 +302,7 @@ class TestASD:
 
     def test_stages_follow_one_another(self, digits: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
         """Seeds alone, then more of each class, half by loss, half by meta-split; what stays out is flagged if contradicted."""
-        monkeypatch.setattr(ASD, "_virtual", lambda self, model, train, rng: torch.arange(80).float() * 100)
+        monkeypatch.setattr(ASD, "_virtual", lambda self, model, train, rng: -100.0 * torch.arange(80))
         options = {**ASD.quick_options, "growing": 3, "growth": 2}
         train, clean = digits.first(80).labelled(torch.arange(80) % 10), digits.take(range(80, 300))
         model = make_tiny("small_cnn:width=2")
