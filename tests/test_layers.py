@@ -34,6 +34,7 @@ LAYERS = [
 ]
 BASES = {
     "bdaudit.attacks.adversarial_embedding",
+    "bdaudit.attacks.networks",
     "bdaudit.attacks.base",
     "bdaudit.attacks.triggers",
     "bdaudit.defenses.base",
