@@ -16,7 +16,7 @@ from bdaudit.errors import PluginError, UsageError
 from bdaudit.inputs.classifier import Classifier
 from bdaudit.inputs.goal import Goal
 from bdaudit.inputs.pool import Pool
-from bdaudit.runtime import spawn
+from bdaudit.runtime import generator, spawn
 from bdaudit.training.loop import Loss, Recipe, cross_entropy, tune
 from bdaudit.training.sam import Sam
 
@@ -171,20 +171,14 @@ class Attack(Preset):
         return tune(fresh, poisoned.pool, recipe, rng, what=f"training ({self.name})")
 
     def train_both(
-        self,
-        fresh: Classifier,
-        train: Pool,
-        poisoned: Poisoned,
-        trigger: Trigger,
-        goal: Goal,
-        recipe: Recipe,
-        rng: torch.Generator,
-    ) -> tuple[Classifier, Trigger]:
-        """Train the victim; an attack whose trigger learns with it starts from `trigger` and returns the new one.
+        self, fresh: Classifier, train: Pool, trigger: Trigger, goal: Goal, recipe: Recipe, rng: torch.Generator
+    ) -> tuple[Classifier, Trigger] | None:
+        """Train the victim and the trigger together, from `trigger` on, for an attack whose trigger learns with the model.
 
-        train: the rows as they were, on the CPU. The rows that `poisoned` marks are planted again with a new trigger.
+        train: clean, on the CPU. The rows that the run records as poisoned are planted afterwards, with the new trigger.
+        None, as here: the trigger is done, and `train` trains the victim on the poisoned rows.
         """
-        return self.train(fresh, poisoned, recipe, rng), trigger
+        return None
 
     @final
     def implant(self, fresh: Classifier, train: Pool, target: int, recipe: Recipe, rng: torch.Generator) -> Implanted:
@@ -193,25 +187,23 @@ class Attack(Preset):
         fresh: trained in place. train: clean, on the CPU, left as it was.
         """
         goal = self.goal(target, fresh.num_classes)
+        if type(self).poison is Attack.poison:
+            self._draw(train, goal, generator(0))  # a rate that cannot be is said before any work
         own = spawn(rng)
         available = {"shape": train.shape, "train": train, "target": target, "fresh": fresh, "rng": own}
         trigger = self.make_trigger(**self.grant(available))
+        draws, rng = spawn(rng), spawn(rng)
+        both = self.train_both(fresh, train, trigger, goal, recipe, rng)
+        if both is not None:
+            model, trigger = both
         train_trigger = self.make_train_trigger(train.shape, trigger)
-        draws = spawn(rng)
-        planted = self.poison(train, train_trigger, goal, draws.clone_state())
-        poisoned = self._sound(self.rework(planted, train, train_trigger, target, fresh, own), train)
-        model, final_trigger = self.train_both(fresh, train, poisoned, trigger, goal, recipe, spawn(rng))
-        if final_trigger is not trigger:
-            trigger, train_trigger = final_trigger, self.make_train_trigger(train.shape, final_trigger)
-            trained_on, poisoned = poisoned, self._sound(self.poison(train, train_trigger, goal, draws), train)
-            if not all(torch.equal(getattr(trained_on, m), getattr(poisoned, m)) for m in ("poisoned", "cover")):
-                raise PluginError(f"{self.name}.poison marked other rows for the trained trigger, from the same draws")
-        return Implanted(model.eval(), trigger, train_trigger, goal, poisoned)
-
-    def _sound(self, poisoned: Poisoned, train: Pool) -> Poisoned:
+        planted = self.poison(train, train_trigger, goal, draws)
+        poisoned = self.rework(planted, train, train_trigger, target, fresh, own)
         if len(poisoned.pool) != len(train) or (poisoned.poisoned & poisoned.cover).any():
             raise PluginError(f"{self.name}.poison lost count of its rows")
-        return poisoned
+        if both is None:
+            model = self.train(fresh, poisoned, recipe, rng)
+        return Implanted(model.eval(), trigger, train_trigger, goal, poisoned)
 
 
 class CleanLabel(Attack):

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim.swa_utils import update_bn
 
-from bdaudit.attacks.base import Attack, Poisoned
+from bdaudit.attacks.base import Attack
 from bdaudit.attacks.networks import NetworkTrigger
 from bdaudit.attacks.triggers import Trigger
 from bdaudit.contract import option
@@ -104,14 +104,14 @@ class InputAware(Attack):
     density: float = option(0.032, "share of the image above which masks are drawn back", cite="released", gt=0, lt=1)
     norm_weight: float = option(100.0, "weight of the masks' density", cite="released", ge=0)
     diversity: float = option(1.0, "weight of the difference between two images' triggers", cite="released", ge=0)
-    mask_steps: int = option(240, "steps of 128 images in which masks learn alone", cite="released: 25 epochs", ge=1)
+    mask_steps: int = option(160, "steps of 128 images in which masks learn alone", cite="released: 25 epochs", ge=1)
     lr: float = option(
         0.01,
         "learning rate of the generators' Adam; the pattern's follows the recipe's schedule",
         cite="released",
         gt=0,
     )
-    width: int = option(16, "channels of the generators at full resolution", cite="released: 32", ge=1, le=256)
+    width: int = option(12, "channels of the generators at full resolution", cite="released: 32", ge=1, le=256)
 
     def make_trigger(self, train: Pool, fresh: Classifier, rng: torch.Generator) -> InputAwareTrigger:
         """Train the masks; the pattern is still random."""
@@ -145,14 +145,7 @@ class InputAware(Attack):
         return known(trigger).crossed(images)
 
     def train_both(
-        self,
-        fresh: Classifier,
-        train: Pool,
-        poisoned: Poisoned,
-        trigger: Trigger,
-        goal: Goal,
-        recipe: Recipe,
-        rng: torch.Generator,
+        self, fresh: Classifier, train: Pool, trigger: Trigger, goal: Goal, recipe: Recipe, rng: torch.Generator
     ) -> tuple[Classifier, Trigger]:
         start = known(trigger)
         made = Runtime.of(fresh.device).place(copy.deepcopy(start.network))

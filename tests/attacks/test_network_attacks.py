@@ -15,7 +15,7 @@ from bdaudit.attacks.input_aware import InputAware, InputAwareTrigger, MaskedPat
 from bdaudit.attacks.networks import NetworkTrigger
 from bdaudit.attacks.ssba import SSBA, Schedule, Stamp, StampTrigger
 from bdaudit.attacks.triggers import BlendTrigger, Trigger, load_trigger, patch, save_trigger
-from bdaudit.errors import ImageError, OptionError, PluginError
+from bdaudit.errors import ImageError, OptionError, PluginError, UsageError
 from bdaudit.inputs.datasets import load_dataset
 from bdaudit.inputs.pool import Pool
 from bdaudit.runtime import generator, spawn
@@ -116,7 +116,7 @@ class TestInputAware:
         assert all(torch.equal(before[n], after[n]) for n in before if n.startswith("mask."))
         assert not torch.equal(before["pattern.0.out.weight"], after["pattern.0.out.weight"])
 
-    def test_the_rows_are_kept_and_their_images_are_the_final_triggers(self) -> None:
+    def test_recorded_rows_have_the_final_triggers(self) -> None:
         """Poisoned rows have their own trigger and the target; cross rows another's and their label."""
         made, (train, _) = input_aware(), split_digits()
         rows, trigger = made.poisoned, made.trigger
@@ -192,30 +192,34 @@ class Learning(Attack):
     def make_trigger(self) -> BlendTrigger:
         return patch((1, 16, 16), torch.full((2, 2), 10, dtype=torch.uint8), 0, 0)
 
-    def train_both(self, fresh, train, poisoned, trigger, goal, recipe, rng):  # type: ignore[no-untyped-def]
-        assert (poisoned.pool.images[poisoned.poisoned][:, :, :2, :2] == 10).all()
+    def train_both(self, fresh, train, trigger, goal, recipe, rng):  # type: ignore[no-untyped-def]
+        assert trigger.pattern.max() == 10
         return fresh, patch((1, 16, 16), torch.full((2, 2), 20, dtype=torch.uint8), 0, 0)
 
 
 class TestTrainingBoth:
-    def test_the_same_rows_are_planted_again_with_the_trigger_that_was_learnt(self, digits: Pool) -> None:
+    def test_rows_are_planted_with_the_trigger_that_was_learnt(self, digits: Pool) -> None:
         made = Learning().implant(make_tiny(), digits, 0, Recipe(epochs=1, lr=0.1), generator(0))
         marked = (made.poisoned.pool.images[:, 0, :2, :2] == 20).all(dim=(1, 2))
         assert torch.equal(marked, made.poisoned.poisoned)
         assert int(marked.sum()) == 90
+        assert made.trigger.tensors()["pattern"].max() == 20
         assert bookkeeping(Learning(), made.poisoned, digits, made.goal) == ""
 
-    def test_an_attack_that_then_marks_other_rows_is_refused(self, digits: Pool) -> None:
-        class Forgetful(Learning):
-            """Takes more rows every time."""
+    def test_such_an_attack_cannot_train_with_sam(self) -> None:
+        assert Learning.traits()["trained by"] == "attacker"
+        with pytest.raises(OptionError, match="flat_rho"):
+            Learning.parse({"flat_rho": 1})
 
-            def poison(self, train, trigger, goal, rng):  # type: ignore[no-untyped-def]
-                poisoned = super().poison(train, trigger, goal, rng)
-                poisoned.poisoned[0 if trigger.pattern.max() == 10 else 1] ^= True
-                return poisoned
+    def test_an_impossible_rate_is_said_before_any_work(self, digits: Pool) -> None:
+        class Slow(Learning):
+            """Must not be asked."""
 
-        with pytest.raises(PluginError, match="marked other rows for the trained trigger"):
-            Forgetful().implant(make_tiny(), digits, 0, Recipe(epochs=1, lr=0.1), generator(0))
+            def make_trigger(self) -> BlendTrigger:
+                raise AssertionError("made a trigger")
+
+        with pytest.raises(UsageError, match="selects no row out of 5 training images"):
+            Slow().implant(make_tiny(), digits.first(5), 0, Recipe(epochs=1, lr=0.1), generator(0))
 
 
 KINDS = {**SSBA.trigger_kinds, **InputAware.trigger_kinds}
