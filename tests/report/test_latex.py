@@ -35,7 +35,7 @@ REPORTS = {"audited": audited, "hostile": hostile, "empty": empty, "huge": huge,
 LAYOUT = {
     "begin", "end", "centering", "footnotesize", "scriptsize", "setlength", "tabcolsep", "caption", "textbf", "par",
     "medskip", "smallskip", "parbox", "linewidth", "raggedright", "toprule", "midrule", "bottomrule", "multicolumn",
-    "itshape", "tabularnewline", "times", "char",
+    "itshape", "tabularnewline", "times", "pm", "char",
 }  # fmt: skip
 NAMED = {name: c for c, name in latex.NAMES.items()}
 MARKS = {name: mark for mark, name in latex.ACCENTS.items()}
@@ -83,7 +83,7 @@ def test_escaped_text_is_typeset_as_itself(text: str) -> None:
     assert escaped.isascii()
     assert not re.search(r"--|''|``|,,|<<|>>|\n", escaped)
     wanted = unicodedata.normalize("NFC", text)
-    assert typeset(escaped.replace("$\\times$", "×").replace("$-$", "−")) == re.sub(
+    assert typeset(escaped.replace("$\\times$", "×").replace("$-$", "−").replace("$\\pm$", "±")) == re.sub(
         r"\[U\+([0-9A-F]{4,6})\]", lambda m: chr(int(m[1], 16)), wanted
     )
 
