@@ -219,7 +219,7 @@ class Afresh(Defense):
 def test_an_in_training_defense_gets_a_fresh_network_of_the_users_own(own_run: Run, mine: Path) -> None:
     suspect = api.load(own_run.model_path, arch=f"{mine}:make_model", device="cpu")
     evidence = purification_evidence(suspect, Afresh())
-    made, _ = purify_with(Afresh(), evidence, seed=3)
+    made = purify_with(Afresh(), evidence, seed=3)[0].model
     again = fresh_like(suspect.classifier, generator(9))
     assert type(made.body).__name__ == "Net"
     assert made.arch == suspect.classifier.arch
