@@ -38,7 +38,7 @@ from bdaudit import api
 from bdaudit.cli.main import _run
 from bdaudit.errors import BdauditError
 from bdaudit.flow.implant import Sizes
-from bdaudit.flow.run import RECORD, open_run
+from bdaudit.flow.run import AttackRecord, open_run
 from bdaudit.inputs.checkpoint import read_checkpoint
 from bdaudit.inputs.datasets import load_dataset
 from bdaudit.inputs.folders import write_folder
@@ -180,7 +180,7 @@ def content(target: Path) -> dict[str, str] | None:
     found = {}
     for path in files:
         name = str(path.relative_to(target))
-        if path.name == RECORD:
+        if path.name == AttackRecord.FILE:
             run = open_run(path.parent)
             sizes = {pool: len(run.pool(pool)) for pool in ("clean", "flagged", "reserve", "test")}
             found[name] = f"{run.record.provenance['seed']} {sizes} {run.trigger.digest()}"

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from typing import IO
+from collections.abc import Iterator
+from typing import IO, TYPE_CHECKING
 
 # Tiny models: a second thread costs more in waiting than it computes, and ten times that on a busy machine.
 # Set before torch is imported, and inherited by the processes that tests start.
@@ -11,6 +12,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 import torch
+from programs import CHROMIUM
 from support import make_tiny
 
 from bdaudit import api
@@ -21,6 +23,9 @@ from bdaudit.inputs.classifier import Classifier
 from bdaudit.inputs.datasets import load_dataset
 from bdaudit.inputs.pool import Pool
 from bdaudit.runtime import generator
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
 
 
 @pytest.fixture(scope="session")
@@ -71,3 +76,14 @@ def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
         return unpack.main(file, os.fstat(file.fileno()).st_size, arguments)
 
     monkeypatch.setattr(checkpoint_read, "ask", ask)
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    """One Chromium for a file of tests."""
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        started = playwright.chromium.launch(executable_path=CHROMIUM)
+        yield started
+        started.close()

@@ -69,7 +69,7 @@ def test_the_triggered_test_set_is_rebuilt_exactly(run: Run) -> None:
 def test_a_damaged_record_is_named(run: Run, tmp_path: Path, damage: object) -> None:
     record = json.loads((run.folder / "attack.json").read_text())
     (tmp_path / "attack.json").write_text(damage(record))  # type: ignore[operator]
-    with pytest.raises(InputError, match="not an attack record"):
+    with pytest.raises(InputError, match="not a record of `bdaudit attack`"):
         open_run(tmp_path)
     with pytest.raises(InputError, match="not a run folder"):
         open_run(tmp_path / "nowhere")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from bdaudit.cli.common import Configured, OptionPair, PluginName, check_options, common, json_flag, warn_broken
+from bdaudit.cli.common import Configured, PluginName, check_options, common, json_flag, plugin_options, warn_broken
 
 
 @click.command("attack", cls=Configured)
@@ -38,14 +38,7 @@ from bdaudit.cli.common import Configured, OptionPair, PluginName, check_options
     help="Where dataset files lie.  [default: BDAUDIT_DATA or ~/.cache/bdaudit]",
 )
 @click.option("--download", is_flag=True, help="Fetch missing dataset files.")
-@click.option(
-    "-o",
-    "--option",
-    "options",
-    type=OptionPair(),
-    multiple=True,
-    help="Set an option of the attack; see `plugins show`.",
-)
+@plugin_options("the attack")
 @json_flag
 @common
 def command(

@@ -191,20 +191,55 @@ def uniform(function: F) -> F:
     return function
 
 
+def pools(malicious_required: bool = False) -> Callable[[F], F]:
+    """Add --clean, --malicious and --target: what the defender holds."""
+    path = click.Path(path_type=Path)
+
+    def decorate(function: F) -> F:
+        for decorator in (
+            click.option("--target", type=click.IntRange(0), help="The target class, if known."),
+            click.option("--malicious", type=path, required=malicious_required, help="Flagged images: a folder (flat or one sub-folder a true class), .npz or .csv."),
+            click.option("--clean", type=path, help="Clean images: a folder (one sub-folder a class), .npz or .csv.  [default: clean/ beside the model]"),
+        ):  # fmt: skip
+            function = decorator(function)
+        return function
+
+    return decorate
+
+
+def as_stored(function: F) -> F:
+    """Add --arch and --normalise, for model files that do not say either."""
+    for decorator in (
+        click.option("--normalise", "normalisation", help="How pixels are normalised, where the file does not say: a dataset's name, [0,1] or [-1,1]."),
+        click.option("--arch", help="Architecture, where it cannot be told from the file: resnet18:width=16, timm:NAME, or your own models.py:make_model, which is run."),
+    ):  # fmt: skip
+        function = decorator(function)
+    return function
+
+
+def plugin_options(whose: str) -> Callable[[F], F]:
+    """Add -o."""
+    words = f"Set an option of {whose}; see `plugins show`."
+    return click.option("-o", "--option", "options", type=OptionPair(), multiple=True, help=words)
+
+
 def model_inputs(function: F) -> F:
     """Add the inputs that purify and audit share."""
     path = click.Path(path_type=Path)
     for decorator in (
-        click.option("-o", "--option", "options", type=OptionPair(), multiple=True, help="Set a plugin's option; see `plugins show`."),
-        click.option("--normalise", "normalisation", help="How pixels are normalised, where the file does not say: a dataset's name, [0,1] or [-1,1]."),
-        click.option("--arch", help="Architecture, where it cannot be told from the file: resnet18:width=16, timm:NAME, or your own models.py:make_model, which is run."),
-        click.option("--attack", "attack_run", type=path, help="A run folder: the trigger is then known (ORACLE for defenses)."),
-        click.option("--screen", is_flag=True, help="Screen clean and flagged images against each other first; see `bdaudit screen`."),
+        plugin_options("a plugin"),
+        as_stored,
+        click.option(
+            "--attack", "attack_run", type=path, help="A run folder: the trigger is then known (ORACLE for defenses)."
+        ),
+        click.option(
+            "--screen",
+            is_flag=True,
+            help="Screen clean and flagged images against each other first; see `bdaudit screen`.",
+        ),
         click.option("--train", type=path, help="The untrusted training set, for in-training defenses."),
-        click.option("--target", type=click.IntRange(0), help="The target class, if known."),
-        click.option("--malicious", type=path, help="Flagged images: a folder (flat or one sub-folder a true class), .npz or .csv."),
-        click.option("--clean", type=path, help="Clean images: a folder (one sub-folder a class), .npz or .csv.  [default: clean/ beside the model]"),
-    ):  # fmt: skip
+        pools(),
+    ):
         function = decorator(function)
     return function
 

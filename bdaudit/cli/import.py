@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from bdaudit.cli.common import Configured, OptionPair, PluginName, check_options, common, json_flag, warn_broken
+from bdaudit.cli.common import Configured, PluginName, check_options, common, json_flag, plugin_options, warn_broken
 
 
 @click.command("import", cls=Configured)
@@ -29,14 +29,7 @@ from bdaudit.cli.common import Configured, OptionPair, PluginName, check_options
     "--arch",
     help="Architecture, where it cannot be told from the weights: resnet18:width=16, or your own models.py:make_model, which is run.",
 )
-@click.option(
-    "-o",
-    "--option",
-    "options",
-    type=OptionPair(),
-    multiple=True,
-    help="Set an option of the importer; see `plugins show`.",
-)
+@plugin_options("the importer")
 @json_flag
 @common
 def command(

@@ -6,24 +6,13 @@ from pathlib import Path
 
 import click
 
-from bdaudit.cli.common import Configured, common, json_flag
+from bdaudit.cli.common import Configured, as_stored, common, json_flag, pools
 
 
 @click.command("screen", cls=Configured)
 @click.argument("model", type=click.Path(path_type=Path))
-@click.option(
-    "--malicious",
-    required=True,
-    type=click.Path(path_type=Path),
-    help="Flagged images: a folder (flat or one sub-folder a true class), .npz or .csv.",
-)
-@click.option(
-    "--clean",
-    type=click.Path(path_type=Path),
-    help="Clean images: a folder (one sub-folder a class), .npz or .csv.  [default: clean/ beside the model]",
-)
+@pools(malicious_required=True)
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="The folder to write.")
-@click.option("--target", type=click.IntRange(0), help="The target class, if known.")
 @click.option(
     "--depth",
     type=click.FloatRange(0, 1, min_open=True),
@@ -31,8 +20,7 @@ from bdaudit.cli.common import Configured, common, json_flag
     show_default=True,
     help="How far up the network the images are compared.",
 )
-@click.option("--arch", help="Architecture, where it cannot be told from the file; as for `purify`.")
-@click.option("--normalise", "normalisation", help="How pixels are normalised, where the file does not say.")
+@as_stored
 @json_flag
 @common
 def command(

@@ -8,12 +8,12 @@ import click
 
 from bdaudit.cli.common import (
     Configured,
-    OptionPair,
     PluginName,
     check_options,
     common,
     json_flag,
     keeps_checkpoints,
+    plugin_options,
     warn_broken,
 )
 
@@ -24,7 +24,7 @@ from bdaudit.cli.common import (
     required=True,
     help="The untrusted training set: a folder (one sub-folder a class), .npz or .csv.",
 )
-@click.option("--by", type=PluginName("defense"), required=True, help="The defense that splits it: abl, asd or bsd.")
+@click.option("--by", type=PluginName("defense"), required=True, help="A defense that splits it, e.g. bsd, abl.")
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="The folder to write.")
 @click.option(
     "--model",
@@ -38,7 +38,7 @@ from bdaudit.cli.common import (
 )
 @click.option("--arch", help="Else the architecture to train, e.g. resnet18:width=16.  [default: resnet18]")
 @click.option("--normalise", "normalisation", help="How pixels are normalised: a dataset's name, [0,1] or [-1,1].")
-@click.option("-o", "--option", "options", type=OptionPair(), multiple=True, help="Set an option of the defense.")
+@plugin_options("the defense")
 @keeps_checkpoints
 @json_flag
 @common

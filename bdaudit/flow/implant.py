@@ -12,7 +12,7 @@ from bdaudit.attacks.base import Attack, Implanted
 from bdaudit.attacks.triggers import save_trigger
 from bdaudit.errors import UsageError
 from bdaudit.flow.provenance import describe_source, environment
-from bdaudit.flow.run import RECORD, AttackRecord
+from bdaudit.flow.run import AttackRecord
 from bdaudit.inputs.architectures import fresh
 from bdaudit.inputs.checkpoint import save_checkpoint
 from bdaudit.inputs.classifier import ArchSpec, Classifier
@@ -206,7 +206,7 @@ def _write(
     save_trigger(implanted.trigger, folder / "trigger.safetensors", attack=record.attack)
     if implanted.train_trigger is not implanted.trigger:
         save_trigger(implanted.train_trigger, folder / "train_trigger.safetensors", attack=record.attack)
-    (folder / RECORD).write_text(record.model_dump_json(indent=2) + "\n", encoding="utf-8")
+    record.write(folder)
     sources = parts.test.take(implanted.goal.counted(parts.test.labels)).first(8)
     write_preview(sources.images, implanted.trigger(sources.images), folder / "preview.png")
     write_folder(parts.clean, folder / "clean", classes=record.classes)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import json
 import os
 import random
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -13,21 +11,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import Tensor
 
 from bdaudit import plugins
 from bdaudit.errors import CheckpointError, InputError, UsageError, one_line
 from bdaudit.flow.implant import flat_rates
 from bdaudit.flow.provenance import environment
+from bdaudit.flow.record import Record
 from bdaudit.flow.suspect import load
 from bdaudit.importers import Imported, Importer, Rows
 from bdaudit.inputs.architectures import from_user
 from bdaudit.inputs.checkpoint import Checkpoint, save_checkpoint, save_weights
 from bdaudit.inputs.classifier import ArchSpec, Classifier
 from bdaudit.inputs.datasets import Dataset
-from bdaudit.inputs.files import read_small, visible
-from bdaudit.inputs.folders import folder_names, write_png
+from bdaudit.inputs.folders import folder_names, write_png, write_table
 from bdaudit.inputs.goal import Goal
 from bdaudit.inputs.images import read_image
 from bdaudit.inputs.listing import Unused, warn_unused
@@ -36,10 +33,7 @@ from bdaudit.inputs.pool import Pool
 from bdaudit.training.metrics import accuracy, attack_rates
 from bdaudit.training.progress import say, track
 
-RECORD = "import.json"
 MODEL = "model.pt"
-MAX_BYTES = 16 << 20
-"""Of import.json."""
 SAMPLE = 100
 """Images that the imported model is tried on: enough to see that it was read rightly, quick even on a CPU."""
 
@@ -47,7 +41,7 @@ Image = tuple[int, int, Callable[[], Tensor]]
 """A row's number, the label whose sub-folder it belongs to, and what reads its pixels or raises Unusable."""
 
 
-class ImportRecord(BaseModel):
+class ImportRecord(Record):
     """What import.json says: what was read, what was written, and how the model does on a sample of it.
 
     has_model: whether there is a model.pt. purified: the other models' file names. target: of an all-to-one backdoor.
@@ -55,9 +49,8 @@ class ImportRecord(BaseModel):
     images: written, by folder. metrics: rates with their intervals, on a sample.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    FILE = "import.json"
 
-    schema_version: str = "1"
     format: str
     source: str
     files: dict[str, str]
@@ -149,21 +142,15 @@ def write_import(
         notes=notes,
         provenance={**environment(), "seed": seed},
     )
-    (folder / RECORD).write_text(result.model_dump_json(indent=2) + "\n", encoding="utf-8")
+    result.write(folder)
     return result
 
 
 def is_import(folder: Path) -> bool:
     """Whether a folder holds an import and nothing else (and so may be replaced by a new one)."""
-    ours = {RECORD, MODEL, "flagged", "test_triggered", "clean", "train", "train.csv"}
-    others = visible(folder) - ours
-    if not all(name.startswith("purified-") and name.endswith(".pt") for name in others):
-        return False
-    try:
-        ImportRecord.model_validate(json.loads(read_small(folder / RECORD, MAX_BYTES)))
-    except (OSError, ValueError, ValidationError, RecursionError):
-        return False
-    return True
+    ours = {MODEL, "flagged", "test_triggered", "clean", "train", "train.csv"}
+    ours |= {path.name for path in folder.glob("purified-*.pt")}
+    return ImportRecord.fills(folder, ours)
 
 
 @dataclass
@@ -308,12 +295,15 @@ def _untriggered(train: Rows, pool: Pool) -> list[Image]:
 
 def _write_csv(path: Path, train: Rows, covers: Tensor, images: Mapping[int, str]) -> None:
     """Write one line a triggered row of the training set, those without a usable image included."""
-    with path.open("w", newline="", encoding="utf-8") as file:
-        table = csv.writer(file)
-        table.writerow(["index", "origin", "path", "label", "true_label", "poisoned", "cover"])
-        columns = (train.index, train.given, train.true, covers.int())
-        for origin, index, given, true, cover in zip(train.origin, *(c.tolist() for c in columns), strict=True):
-            table.writerow([index, one_line(origin), images.get(index, ""), given, true, 1 - cover, cover])
+    columns = (train.index, train.given, train.true, covers.int())
+    write_table(
+        path,
+        ["index", "origin", "path", "label", "true_label", "poisoned", "cover"],
+        (
+            [index, one_line(origin), images.get(index, ""), given, true, 1 - cover, cover]
+            for origin, index, given, true, cover in zip(train.origin, *(c.tolist() for c in columns), strict=True)
+        ),
+    )
 
 
 def _check_dataset(imported: Imported, dataset: Dataset) -> None:

@@ -3,37 +3,33 @@
 from __future__ import annotations
 
 import csv
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, model_validator
 
 from bdaudit import plugins
 from bdaudit.attacks.base import Attack
 from bdaudit.attacks.triggers import KINDS, Trigger, load_trigger
 from bdaudit.errors import InputError, UsageError, one_line
-from bdaudit.inputs.files import read_small, visible
+from bdaudit.flow.record import Record
 from bdaudit.inputs.folders import read_folder
 from bdaudit.inputs.goal import Goal
 from bdaudit.inputs.pool import UNKNOWN, Pool
 
-RECORD = "attack.json"
 INDEX = "train.csv"
-MAX_BYTES = 16 << 20
 
 _Side = Annotated[int, Field(ge=1, le=4096)]
 
 
-class AttackRecord(BaseModel):
+class AttackRecord(Record):
     """What attack.json says: how the run was made, and the figures it had when it was finished."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    FILE = "attack.json"
 
-    schema_version: str = "1"
     attack: str
     options: dict[str, Any]
     target: int | None
@@ -46,6 +42,18 @@ class AttackRecord(BaseModel):
     recipe: dict[str, Any]
     provenance: dict[str, Any]
 
+    @property
+    def goal(self) -> Goal:
+        return Goal(self.target, len(self.classes))
+
+    @model_validator(mode="after")
+    def _aims_at_a_class(self) -> Self:
+        try:
+            _ = self.goal
+        except UsageError as e:
+            raise ValueError(str(e)) from None
+        return self
+
 
 @dataclass(frozen=True)
 class Run:
@@ -57,7 +65,7 @@ class Run:
 
     @property
     def goal(self) -> Goal:
-        return Goal(self.record.target, len(self.record.classes))
+        return self.record.goal
 
     @property
     def model_path(self) -> Path:
@@ -78,15 +86,10 @@ class Run:
 
 def read_record(folder: Path) -> AttackRecord:
     """Read and check a run folder's record."""
-    path = folder / RECORD
-    if not path.is_file():
-        raise InputError(f"{one_line(folder)}: not a run folder (it has no {RECORD}); make one with: bdaudit attack")
-    try:
-        record = AttackRecord.model_validate(json.loads(read_small(path, MAX_BYTES)))
-        Goal(record.target, len(record.classes))
-    except (OSError, ValueError, ValidationError, UsageError, RecursionError) as e:
-        raise InputError(f"{one_line(path)}: not an attack record ({one_line(e, 120)})") from None
-    return record
+    name = AttackRecord.FILE
+    if not (folder / name).is_file():
+        raise InputError(f"{one_line(folder)}: not a run folder (it has no {name}); make one with: bdaudit attack")
+    return AttackRecord.read(folder)
 
 
 def open_run(folder: Path | str, trigger_kinds: Mapping[str, type[Trigger]] | None = None) -> Run:
@@ -120,7 +123,7 @@ def known_poison(folder: Path, pool: Pool) -> torch.Tensor | None:
 
 
 WRITTEN = frozenset(
-    {RECORD, "model.pt", "reference.pt", "trigger.safetensors", "train_trigger.safetensors", "preview.png"}
+    {AttackRecord.FILE, "model.pt", "reference.pt", "trigger.safetensors", "train_trigger.safetensors", "preview.png"}
     | {"clean", "flagged", "reserve", "test", "train", INDEX}
 )
 """What an attack writes into its run folder."""
@@ -131,10 +134,4 @@ def is_run(folder: Path, also: frozenset[str] = frozenset()) -> bool:
 
     also: further names that the caller writes beside a run.
     """
-    if not folder.is_dir() or visible(folder) - WRITTEN - also:
-        return False
-    try:
-        read_record(folder)
-    except InputError:
-        return False
-    return True
+    return AttackRecord.fills(folder, WRITTEN | also)

@@ -2,39 +2,34 @@
 
 from __future__ import annotations
 
-import csv
-import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field
 
 from bdaudit.errors import UsageError
 from bdaudit.flow.evidence import Evidence, target_label
 from bdaudit.flow.provenance import environment
-from bdaudit.inputs.files import read_small, visible
-from bdaudit.inputs.folders import write_folder
+from bdaudit.flow.record import Record
+from bdaudit.inputs.folders import write_folder, write_table
 from bdaudit.inputs.pool import Pool
 from bdaudit.report.scores import score_chart
 from bdaudit.training.progress import say
 from bdaudit.training.screening import Screening, screen
 
-RECORD, INDEX, CHART = "screen.json", "screen.csv", "scores.svg"
-MAX_BYTES = 16 << 20
-"""Of screen.json."""
+INDEX, CHART = "screen.csv", "scores.svg"
 
 
-class ScreenRecord(BaseModel):
+class ScreenRecord(Record):
     """What screen.json says: whether the pools can be told apart, and what that came to.
 
     doubt: why they cannot, '' where they can. auc: value and 95% interval. images: rows given, and rows written.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    FILE = "screen.json"
 
-    schema_version: str = "1"
     statement: str
     doubt: str
     target: int
@@ -118,17 +113,16 @@ def write_screen(folder: Path, screened: Screened, classes: tuple[str, ...]) -> 
         ("moved", f"flagged/{next(joined)}") if moved else ("kept", f"clean/{next(left)}")
         for moved in found.moved.tolist()
     ]
-    with (folder / INDEX).open("w", newline="", encoding="utf-8") as file:
-        table = csv.writer(file)
-        table.writerow(["pool", "image", "label", "score", "decision", "path"])
-        for name, pool, scores, rows in (
-            ("clean", screened.given_clean, found.clean, clean),
-            ("flagged", screened.given_flagged, found.flagged, flagged),
-        ):
-            for origin, label, score, (decision, path) in zip(
-                pool.origin, pool.labels.tolist(), scores.tolist(), rows, strict=True
-            ):
-                table.writerow([name, origin, label, f"{score:.6f}", decision, path])
+    pools = (
+        ("clean", screened.given_clean, found.clean, clean),
+        ("flagged", screened.given_flagged, found.flagged, flagged),
+    )
+    rows = [
+        (name, origin, label, f"{score:.6f}", *place)
+        for name, pool, scores, places in pools
+        for origin, label, score, place in zip(pool.origin, pool.labels.tolist(), scores.tolist(), places, strict=True)
+    ]
+    write_table(folder / INDEX, ["pool", "image", "label", "score", "decision", "path"], rows)
     of_target = screened.given_clean.labels.cpu() == found.target
     groups = {
         "clean, other classes": found.clean[~of_target].tolist(),
@@ -136,15 +130,9 @@ def write_screen(folder: Path, screened: Screened, classes: tuple[str, ...]) -> 
         "flagged": found.flagged.tolist(),
     }
     (folder / CHART).write_text(score_chart(groups), encoding="utf-8")
-    (folder / RECORD).write_text(screened.record.model_dump_json(indent=2) + "\n", encoding="utf-8")
+    screened.record.write(folder)
 
 
 def is_screen(folder: Path) -> bool:
     """Whether a folder holds a screening and nothing else (and so may be replaced by a new one)."""
-    if visible(folder) - {RECORD, INDEX, CHART, "clean", "flagged"}:
-        return False
-    try:
-        ScreenRecord.model_validate(json.loads(read_small(folder / RECORD, MAX_BYTES)))
-    except (OSError, ValueError, ValidationError, RecursionError):
-        return False
-    return True
+    return ScreenRecord.fills(folder, {INDEX, CHART, "clean", "flagged"})

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import csv
-import json
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import Tensor
 
 from bdaudit import plugins
@@ -20,13 +18,13 @@ from bdaudit.errors import UsageError
 from bdaudit.flow.audit import fresh_like
 from bdaudit.flow.pools import pool_for
 from bdaudit.flow.provenance import describe_model, describe_pool, environment, identity
+from bdaudit.flow.record import Record
 from bdaudit.flow.run import known_poison
 from bdaudit.flow.suspect import load
 from bdaudit.inputs import architectures
 from bdaudit.inputs.classifier import Classifier
 from bdaudit.inputs.datasets import load_dataset
-from bdaudit.inputs.files import read_small, visible
-from bdaudit.inputs.folders import folder_names, write_png
+from bdaudit.inputs.folders import folder_names, write_png, write_table
 from bdaudit.inputs.normalisation import usual_preprocessing
 from bdaudit.inputs.pool import Pool
 from bdaudit.inputs.sources import source_path
@@ -36,12 +34,10 @@ from bdaudit.training.division import Division
 from bdaudit.training.metrics import Rate
 from bdaudit.training.resume import checkpoints
 
-RECORD, INDEX, CHART, EPOCHS = "split.json", "split.csv", "scores.svg", "epochs.svg"
-MAX_BYTES = 16 << 20
-"""Of split.json."""
+INDEX, CHART, EPOCHS = "split.csv", "scores.svg", "epochs.svg"
 
 
-class SplitRecord(BaseModel):
+class SplitRecord(Record):
     """What split.json says.
 
     doubt: why the split should not be relied on, '' where it may be. images: rows of the set and of both pools.
@@ -49,9 +45,8 @@ class SplitRecord(BaseModel):
     `flagged_recall`, each as successes and n. history: rows in the clean pool by epoch, poisoned ones where known.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    FILE = "split.json"
 
-    schema_version: str = "1"
     by: str
     options: dict[str, Any]
     target: int | None
@@ -140,8 +135,8 @@ def split_set(
 ) -> Halves:
     """Train a fresh model like `model` as far as the defense needs to divide the set.
 
-    root: the folder that the rows' origins are paths in. clean: for defenses that start from clean images. keep: the folder for checkpoints. Which rows are poisoned,
-    where a run folder tells, is looked up when all is done.
+    root: the folder that the rows' origins are paths in. clean: for defenses that start from clean images. keep: the folder
+    for checkpoints. Which rows are poisoned, where a run folder tells, is looked up when all is done.
     """
     defense.check_model(model)
     rng = generator(seed)
@@ -201,30 +196,23 @@ def write_split(folder: Path, halves: Halves, classes: tuple[str, ...], root: Pa
     ]
     columns = {name: scores.tolist() for name, scores in division.scores.items()}
     known = {} if poisoned is None else {"poisoned": poisoned.int().tolist()}
-    with (folder / INDEX).open("w", newline="", encoding="utf-8") as file:
-        table = csv.writer(file)
-        table.writerow(["image", "label", "pool", "path", *columns, *known])
-        for row, (origin, label, verdict) in enumerate(zip(train.origin, train.labels.tolist(), verdicts, strict=True)):
-            parent = {"clean": f"clean/{names[label]}", "flagged": "flagged"}.get(verdict)
-            path = "" if parent is None else _place(folder / parent, row, train, root).relative_to(folder).as_posix()
-            scores = [f"{values[row]:.6g}" for values in columns.values()]
-            table.writerow([origin, label, verdict, path, *scores, *(values[row] for values in known.values())])
+    rows = []
+    for row, (origin, label, verdict) in enumerate(zip(train.origin, train.labels.tolist(), verdicts, strict=True)):
+        parent = {"clean": f"clean/{names[label]}", "flagged": "flagged"}.get(verdict)
+        path = "" if parent is None else _place(folder / parent, row, train, root).relative_to(folder).as_posix()
+        scores = [f"{values[row]:.6g}" for values in columns.values()]
+        rows.append([origin, label, verdict, path, *scores, *(values[row] for values in known.values())])
+    write_table(folder / INDEX, ["image", "label", "pool", "path", *columns, *known], rows)
     (folder / CHART).write_text(score_charts(_groups(division, poisoned)), encoding="utf-8")
     curves = _curves(halves)
     if curves:
         (folder / EPOCHS).write_text(epoch_chart(curves), encoding="utf-8")
-    (folder / RECORD).write_text(halves.record.model_dump_json(indent=2) + "\n", encoding="utf-8")
+    halves.record.write(folder)
 
 
 def is_split(folder: Path) -> bool:
     """Whether a folder holds a split and nothing else (and so may be replaced by a new one)."""
-    if visible(folder) - {RECORD, INDEX, CHART, EPOCHS, "clean", "flagged"}:
-        return False
-    try:
-        SplitRecord.model_validate(json.loads(read_small(folder / RECORD, MAX_BYTES)))
-    except (OSError, ValueError, ValidationError, RecursionError):
-        return False
-    return True
+    return SplitRecord.fills(folder, {INDEX, CHART, EPOCHS, "clean", "flagged"})
 
 
 def _place(parent: Path, row: int, train: Pool, root: Path | None) -> Path:
@@ -233,11 +221,8 @@ def _place(parent: Path, row: int, train: Pool, root: Path | None) -> Path:
     source = root / train.origin[row] if root is not None else None
     if source is not None and source.is_file() and not source.is_symlink():
         path = parent / f"{row:06d}{source.suffix.lower()}"
-        try:
+        with suppress(OSError):  # another file system, or one without links
             os.link(source, path, follow_symlinks=False)
-        except OSError:  # another file system, or one without links
-            pass
-        else:
             return path
     path = parent / f"{row:06d}.png"
     write_png(train.images[row], path)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import csv
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import chain
 from pathlib import Path, PurePosixPath
 
 import torch
@@ -102,8 +103,11 @@ def write_png(image: torch.Tensor, path: Path) -> None:
 
 def write_index(pool: Pool, path: Path, columns: Mapping[str, Sequence[object]]) -> None:
     """Write one CSV row an image: its number in the folder, its origin and the given columns."""
-    with path.open("w", newline="") as file:
-        table = csv.writer(file)
-        table.writerow(["image", "origin", *columns])
-        for row, values in enumerate(zip(pool.origin, *columns.values(), strict=True)):
-            table.writerow([f"{row:06d}", *values])
+    rows = enumerate(zip(pool.origin, *columns.values(), strict=True))
+    write_table(path, ["image", "origin", *columns], ([f"{row:06d}", *values] for row, values in rows))
+
+
+def write_table(path: Path, header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    """Write a CSV file."""
+    with path.open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows(chain([header], rows))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
@@ -50,14 +50,14 @@ def decode(file: BinaryIO, shape: tuple[int, int, int]) -> torch.Tensor:
     would see in use, and that includes a trigger painted into transparent pixels, which blending with a
     background would wash out.
     """
-    with _opened(file) as image:
+    with opened(file) as image:
         ImageOps.exif_transpose(image, in_place=True)
         return fit(image, shape)
 
 
 def peek(file: BinaryIO) -> tuple[int, int, int]:
     """Tell an image's (channels, height, width), turned upright; raises Unusable."""
-    with _opened(file) as image:
+    with opened(file) as image:
         ImageOps.exif_transpose(image, in_place=True)
         grey = image.mode in ("1", "L", "LA", "La", "F") or image.mode.startswith("I")
         return 1 if grey else 3, image.height, image.width
@@ -89,7 +89,7 @@ def quiet_pillow() -> Iterator[None]:
 
 
 @contextmanager
-def _opened(file: BinaryIO) -> Iterator[Image.Image]:
+def opened(file: BinaryIO, formats: Sequence[str] = FORMATS) -> Iterator[Image.Image]:
     """Open an image of bounded size, and turn whatever Pillow raises over it into Unusable."""
     size = os.fstat(file.fileno()).st_size
     if not size:
@@ -97,7 +97,7 @@ def _opened(file: BinaryIO) -> Iterator[Image.Image]:
     if size > MAX_BYTES:
         raise Unusable(f"larger than {MAX_BYTES // 1_000_000} MB")
     try:
-        with Image.open(file, formats=FORMATS) as image:
+        with Image.open(file, formats=formats) as image:
             if image.width * image.height > MAX_PIXELS or max(image.size) > MAX_SIDE:
                 raise Unusable(_TOO_LARGE, f"{image.width} x {image.height}")
             yield image

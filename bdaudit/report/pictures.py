@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import io
-import warnings
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -13,9 +12,11 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from bdaudit.inputs.opening import open_below, open_folder
+from bdaudit.errors import ImageError
+from bdaudit.inputs.images import opened, quiet_pillow
+from bdaudit.inputs.opening import Unusable, open_below, open_folder
 
-MAX_BYTES, MAX_PIXELS = 16 << 20, 16_000_000
+MAX_PIXELS = 16_000_000
 GAP, LABEL, LETTERS, BACKGROUND = 4, 96, 18, 255
 ROWS = ("clean", "triggered", "diff x10")
 
@@ -71,16 +72,16 @@ def encode(path: Path) -> str:
     buffer = io.BytesIO()
     try:
         # Opened so that it cannot become a link between a look and the reading.
-        with open_folder(path.parent) as folder, open_below(folder, path.name) as file:
-            data = file.read(MAX_BYTES + 1)
-        if len(data) > MAX_BYTES:
-            return ""
-        with warnings.catch_warnings(), Image.open(io.BytesIO(data), formats=["PNG"]) as image:
-            warnings.simplefilter("ignore")  # about sizes, which are bounded here
+        with (
+            quiet_pillow(),
+            open_folder(path.parent) as folder,
+            open_below(folder, path.name) as file,
+            opened(file, ["PNG"]) as image,
+        ):
             if image.width * image.height > MAX_PIXELS:
                 return ""
             image.convert("RGB").save(buffer, "PNG")
-    except Exception:  # a decoder that is fed damaged bytes can raise anything
+    except (ImageError, Unusable):
         return ""
     return base64.b64encode(buffer.getvalue()).decode()
 

@@ -25,7 +25,7 @@ from bdaudit import api
 from bdaudit.attacks.triggers import patch, save_trigger
 from bdaudit.cli.main import _run
 from bdaudit.errors import CheckpointError, UnusedFiles
-from bdaudit.flow.run import RECORD, open_run
+from bdaudit.flow.run import AttackRecord, open_run
 from bdaudit.inputs import checkpoint_read, unpack
 from bdaudit.inputs.architectures import build
 from bdaudit.inputs.checkpoint import read_checkpoint
@@ -378,14 +378,18 @@ def run_folder() -> dict[str, bytes]:
         place = Path(folder) / "t"
         save_trigger(patch((1, 8, 8), torch.full((2, 2), 255, dtype=torch.uint8), 0, 0), place)
         trigger = place.read_bytes()
-    return {RECORD: json.dumps(record).encode(), "trigger.safetensors": trigger, "clean/0/a.png": images()["a.png"]}
+    return {
+        AttackRecord.FILE: json.dumps(record).encode(),
+        "trigger.safetensors": trigger,
+        "clean/0/a.png": images()["a.png"],
+    }
 
 
 def damaged_run(rng: random.Random) -> Files:
     """A run folder of which some files are damaged."""
     files = dict(run_folder())
     if rng.random() < 0.6:
-        files[RECORD] = mutate.json_text(files[RECORD], rng)
+        files[AttackRecord.FILE] = mutate.json_text(files[AttackRecord.FILE], rng)
     if rng.random() < 0.5:
         files["trigger.safetensors"] = mutate.safetensors(files["trigger.safetensors"], rng)
     if rng.random() < 0.1:

@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 from bench.benches import SMALL, finished, plan_of, report_of
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, Page
+from programs import needs_chromium
 from report.reports import HOSTILE
 
 from bdaudit.bench.page import render, write_page
 from bdaudit.bench.show import pivot
 from bdaudit.bench.store import read_store, write_store
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-pytestmark = pytest.mark.skipif(
-    CHROMIUM is None, reason="NO PAGE WAS LOOKED AT: Chromium is not installed (apt-get install chromium)"
-)
+pytestmark = needs_chromium
 
 REPORTS = {
     "badnets, ft epochs=1, seed 0": report_of(0.90, 0.50, 0.95),
@@ -40,15 +36,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         store.fail(failed.stage, "failed", HOSTILE[1])
         write_page(store, pivot(store), made)
     return made
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    """One Chromium for all tests."""
-    with sync_playwright() as playwright:
-        started = playwright.chromium.launch(executable_path=CHROMIUM)
-        yield started
-        started.close()
 
 
 @pytest.fixture(scope="module")

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from bench.benches import plan_of
+from programs import needs_ray
 
 from bdaudit.bench.local import Local
 from bdaudit.bench.plan import Stage
@@ -16,15 +17,14 @@ from bdaudit.bench.process import Outcome
 from bdaudit.bench.run import Executor, Tally, bench_folder, run_plan
 from bdaudit.bench.store import Result
 
-ray = pytest.importorskip("ray", reason="NO CLUSTER WAS STARTED: Ray is not installed (pip install 'bdaudit[ray]')")
-
 # Ray's own sockets and subprocesses are left to the collector when it is shut down.
-pytestmark = [pytest.mark.ray, pytest.mark.filterwarnings("ignore")]
+pytestmark = [needs_ray, pytest.mark.ray, pytest.mark.filterwarnings("ignore")]
 
 
 @pytest.fixture
 def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """Two nodes of one core each, and this process connected to them."""
+    import ray
     from ray.cluster_utils import Cluster
 
     monkeypatch.setenv("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
@@ -88,6 +88,8 @@ def test_a_grid_survives_the_loss_of_a_node_and_comes_to_what_it_comes_to_locall
 
 
 def test_a_cluster_that_is_not_there_is_one_clear_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import ray
+
     from bdaudit.bench import on_ray
     from bdaudit.errors import BdauditError
 

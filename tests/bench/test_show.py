@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 
 import pytest
 from bench.benches import finished, plan_of, report_of
+from programs import needs_latex
 
 from bdaudit.bench.compare import compare
 from bdaudit.bench.show import Pivot, pivot, render
@@ -94,7 +94,7 @@ def test_csv_has_plain_numbers(store: Store) -> None:
     assert float(ep["retune.purified.p_asr high"]) == pytest.approx(0.03)
 
 
-@pytest.mark.skipif(shutil.which("pdflatex") is None, reason="LaTeX WAS NOT RUN: pdflatex is not installed")
+@needs_latex
 def test_latex_sets_a_table_with_the_best_in_bold(store: Store, tmp_path: Path) -> None:
     """pdflatex takes it as it is, with booktabs alone, and warns of no overfull box."""
     table = render(pivot(store), "latex")

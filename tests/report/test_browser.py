@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import functools
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, Page
+from programs import needs_chromium
 from reports import audited, crowded, empty, hostile
 
 from bdaudit.report.render import render, render_side_by_side
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-pytestmark = pytest.mark.skipif(
-    CHROMIUM is None, reason="NO ACCESSIBILITY CHECK WAS MADE: Chromium is not installed (apt-get install chromium)"
-)
+pytestmark = needs_chromium
 
 PHONE, NARROWEST, PAPER, DESK = 390, 360, 690, 1200
 """Widths in pixels; PAPER is A4 less margins of 14 mm."""
@@ -51,15 +48,6 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     for name, text in documents().items():
         made[name].write_text(text, encoding="utf-8")
     return made
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    """One Chromium for all tests."""
-    with sync_playwright() as playwright:
-        started = playwright.chromium.launch(executable_path=CHROMIUM)
-        yield started
-        started.close()
 
 
 @pytest.fixture

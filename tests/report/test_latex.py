@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import re
-import shutil
 import subprocess
 import unicodedata
 from pathlib import Path
@@ -12,6 +11,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from programs import needs_latex
 from reports import HOSTILE, audited, empty, hostile, huge, row
 
 from bdaudit.report import latex
@@ -153,10 +153,7 @@ def test_a_negative_difference_has_a_minus_sign() -> None:
     assert r"$-$30.0\,{\scriptsize [$-$32.1, $-$27.9]}" in render_side_by_side([("a", worse), ("b", better)], "latex")
 
 
-@pytest.mark.skipif(
-    shutil.which("pdflatex") is None,
-    reason="no pdflatex (apt-get install texlive-latex-recommended): the tables' tokens are checked above, not compiled",
-)
+@needs_latex
 @pytest.mark.parametrize("name", [*REPORTS, "compared"])
 def test_pdflatex_takes_it(name: str, tmp_path: Path) -> None:
     """Each table compiles in an article that loads booktabs, without one error or missing character."""
