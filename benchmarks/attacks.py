@@ -26,6 +26,7 @@ from bdaudit import api
 from bdaudit.flow.implant import Sizes
 from bdaudit.flow.run import AttackRecord, is_run, read_record
 from bdaudit.training.progress import progress_shown
+from benchmarks import named
 
 GOALS = {
     "badnets": 99,
@@ -82,7 +83,7 @@ def main() -> None:
 
 def make(spec: str, seed: int, folder: Path, args: argparse.Namespace) -> dict[str, Any]:
     """Make one run folder and say what it cost."""
-    name, *options = spec.split()
+    name, options = named(spec)
     start = time.perf_counter()
     with progress_shown():
         api.attack(
@@ -90,7 +91,7 @@ def make(spec: str, seed: int, folder: Path, args: argparse.Namespace) -> dict[s
             data="fashion-mnist",
             out=folder,
             arch=args.arch,
-            options=dict(o.split("=", 1) for o in options),
+            options=options,
             sizes=Sizes(train=args.images),
             with_reference=spec == "badnets",
             seed=seed,

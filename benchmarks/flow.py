@@ -24,6 +24,7 @@ from bdaudit.flow.implant import Sizes
 from bdaudit.flow.run import is_run
 from bdaudit.report.schema import Report
 from bdaudit.training.progress import progress_shown
+from benchmarks import named
 
 
 def main() -> None:
@@ -69,9 +70,8 @@ def main() -> None:
                 reference, *others = [p for p in twins if p.is_file()] or [None]
                 trials: list[tuple[str, dict[str, Any]]] = []
                 for spec in args.defense if not args.clean_twin else ():
-                    name, *own = spec.split()
-                    settings = options | dict(o.split("=", 1) for o in own)
-                    trials.append((spec, {"defense": name, "options": settings, "seed": seed}))
+                    name, own = named(spec)
+                    trials.append((spec, {"defense": name, "options": options | own, "seed": seed}))
                 twin = [{"purified": others[0], "options": options, "seed": i} for i in range(args.clean_twin)]
                 trials += [("clean twin", settings) for settings in twin]
                 for spec, settings in trials:

@@ -19,6 +19,7 @@ from bdaudit.inputs.classifier import Classifier
 from bdaudit.probes.base import known_backdoor, poison_count, retuned, retuning_recipe
 from bdaudit.runtime import generator
 from bdaudit.training.metrics import accuracy, attack_rates
+from benchmarks import named
 
 
 def main() -> None:
@@ -43,7 +44,7 @@ def main() -> None:
         if run.reference_path is not None:
             record(run, "clean twin", api.load(run.reference_path).classifier, retune=True)
         for defense in args.defense:
-            name, *options = defense.split()
+            name, options = named(defense)
             available = {
                 "model": suspect,
                 "clean": run.pool("clean"),
@@ -51,14 +52,14 @@ def main() -> None:
                 "trigger": run.trigger,
                 "rng": generator(args.seed),
             }
-            chosen = plugins.get("defense", name).parse(dict(o.split("=", 1) for o in options))
+            chosen = plugins.get("defense", name).parse(options)
             record(run, defense, chosen.run(available), retune=True)
 
 
-def measure(run: Run, model: Classifier, *, retune: bool, poisoned: int = 5) -> dict[str, float]:
-    """C-ACC and O-ASR on a thousand test images, and P-ASR if asked for, with so many poisoned images in a thousand."""
+def measure(run: Run, model: Classifier, *, retune: bool, poisoned: int = 5, images: int = 1000) -> dict[str, float]:
+    """C-ACC and O-ASR on so many test images, and P-ASR if asked for, with so many poisoned images in a thousand."""
     rng = generator(0)
-    benign, test = run.pool("reserve").shuffled(rng), run.pool("test").sample(1000, rng)
+    benign, test = run.pool("reserve").shuffled(rng), run.pool("test").sample(images, rng)
     backdoor = known_backdoor(run.trigger, run.goal, benign, test)
     asr, _ = attack_rates(model, backdoor.evaluation, backdoor.goal)
     row = {"c_acc": accuracy(model, test).value, "o_asr": asr.value}

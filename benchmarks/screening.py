@@ -18,10 +18,10 @@ import torch
 from tabulate import tabulate
 
 from bdaudit import api
+from bdaudit.flow.contamination import Contamination, defender_pools
 from bdaudit.flow.run import Run, open_run
 from bdaudit.runtime import generator
 from bdaudit.training.screening import Screening, screen
-from benchmarks.contaminated import contaminated
 
 
 def main() -> None:
@@ -50,7 +50,7 @@ def backdoored(run: Run, args: argparse.Namespace) -> Iterator[dict[str, Any]]:
     assert target is not None
     settings = [(eps, count, 0.5) for eps in args.eps for count in args.flagged]
     for eps, count, depth in [*settings, *((0.1, max(args.flagged), depth) for depth in args.depth)]:
-        clean, flagged = contaminated(run, eps, count, args.seed)
+        clean, flagged = defender_pools(run, Contamination(eps, eps), args.seed, flagged=count)
         found = screen(model, clean, flagged, target, generator(args.seed), depth=depth)
         triggered = torch.arange(len(clean)) >= len(clean) - round(eps * len(clean))
         pure = torch.arange(count) < count - round(eps * count)

@@ -10,6 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support import make_tiny
 
 from bdaudit import plugins
 from bdaudit.attacks.badnets import BadNets
@@ -60,7 +61,7 @@ class TestEveryAttack:
 
     def test_exactly_the_stated_share_of_rows_is_poisoned(self, cls: type[Attack], digits: Pool) -> None:
         attack = quick(cls, rate=0.07)
-        poisoned = attack.poison(digits, trigger_of(attack), goal := Goal(2, 10), generator(3))
+        poisoned = attack.poison(digits, trigger_of(attack), goal := Goal(2, 10), make_tiny(), generator(3))
         rows, own = poisoned.poisoned, digits.labels == 2
         assert int(rows.sum()) == round(0.07 * (int(own.sum()) if cls.clean_label else len(digits)))
         assert int(poisoned.cover.sum()) == attack.cover_count(int(rows.sum()), len(digits))
@@ -77,7 +78,7 @@ class TestEveryAttack:
             return
         attack = quick(cls, label="all2all", rate=0.3)
         goal = attack.goal(0, 10)
-        poisoned = attack.poison(digits, trigger_of(attack), goal, generator(0))
+        poisoned = attack.poison(digits, trigger_of(attack), goal, make_tiny(), generator(0))
         rows = poisoned.poisoned
         assert torch.equal(poisoned.pool.labels[rows], (digits.labels[rows] + 1) % 10)
         assert torch.equal(poisoned.pool.labels[~rows], digits.labels[~rows])
@@ -85,7 +86,7 @@ class TestEveryAttack:
     def test_a_rate_that_selects_nothing_is_said(self, cls: type[Attack], digits: Pool) -> None:
         attack = quick(cls, rate=0.01)
         with pytest.raises(UsageError, match=rf"^{cls.name}: -o rate=0.01 selects no row out of \d+ training images"):
-            attack.poison(digits.first(20), trigger_of(attack), Goal(0, 10), generator(0))
+            attack.poison(digits.first(20), trigger_of(attack), Goal(0, 10), make_tiny(), generator(0))
 
     def test_a_flat_victim_is_trained_with_sam(
         self, cls: type[Attack], digits: Pool, tiny: Classifier, monkeypatch: pytest.MonkeyPatch
@@ -135,7 +136,7 @@ class TestCleanLabel:
     @pytest.mark.parametrize(("rate_of", "rate"), [("target", 0.5), ("all", 0.05)])
     def test_the_rate_is_of_the_class_or_of_all(self, digits: Pool, rate_of: str, rate: float) -> None:
         attack = self.Stamping.parse({"rate": rate, "rate_of": rate_of})
-        poisoned = attack.poison(digits, trigger_of(attack), Goal(7, 10), generator(0))
+        poisoned = attack.poison(digits, trigger_of(attack), Goal(7, 10), make_tiny(), generator(0))
         of = int((digits.labels == 7).sum()) if rate_of == "target" else len(digits)
         assert int(poisoned.poisoned.sum()) == round(rate * of)
         assert poisoned.true_labels[poisoned.poisoned].unique().tolist() == [7]
@@ -144,7 +145,7 @@ class TestCleanLabel:
     def test_more_rows_than_the_class_has_are_refused(self, digits: Pool) -> None:
         attack = self.Stamping.parse({"rate": 0.5, "rate_of": "all"})
         with pytest.raises(UsageError, match=r"selects 898 rows, there are only 178 training images of the target"):
-            attack.poison(digits, trigger_of(attack), Goal(0, 10), generator(0))
+            attack.poison(digits, trigger_of(attack), Goal(0, 10), make_tiny(), generator(0))
 
 
 def test_the_list_of_attacks_says_what_they_touch_and_who_trains(capsys: pytest.CaptureFixture[str]) -> None:

@@ -212,23 +212,31 @@ def stamp(self: Any, shape: tuple[int, int, int]) -> Trigger:
     return patch(shape, WHITE, 0, 0)
 
 
-def poisons_in_secret(self: Any, train: Pool, trigger: Trigger, goal: Goal, rng: torch.Generator) -> Poisoned:
+def poisons_in_secret(
+    self: Any, train: Pool, trigger: Trigger, goal: Goal, fresh: Classifier, rng: torch.Generator
+) -> Poisoned:
     honest = fills(self, train, range(5), goal)
     images = honest.pool.images.clone()
     images[100] = 0
     return Poisoned(honest.pool.with_images(images), honest.poisoned, honest.cover, honest.true_labels)
 
 
-def mislabels(self: Any, train: Pool, trigger: Trigger, goal: Goal, rng: torch.Generator) -> Poisoned:
+def mislabels(
+    self: Any, train: Pool, trigger: Trigger, goal: Goal, fresh: Classifier, rng: torch.Generator
+) -> Poisoned:
     honest = fills(self, train, range(5), goal)
     return Poisoned(honest.pool.labelled(train.labels), honest.poisoned, honest.cover, honest.true_labels)
 
 
-def takes_any_class(self: Any, train: Pool, trigger: Trigger, goal: Goal, rng: torch.Generator) -> Poisoned:
+def takes_any_class(
+    self: Any, train: Pool, trigger: Trigger, goal: Goal, fresh: Classifier, rng: torch.Generator
+) -> Poisoned:
     return replace(fills(self, train, range(5), goal), pool=train)
 
 
-def forgets_the_truth(self: Any, train: Pool, trigger: Trigger, goal: Goal, rng: torch.Generator) -> Poisoned:
+def forgets_the_truth(
+    self: Any, train: Pool, trigger: Trigger, goal: Goal, fresh: Classifier, rng: torch.Generator
+) -> Poisoned:
     honest = fills(self, train, range(5), goal)
     return Poisoned(honest.pool, honest.poisoned, honest.cover, honest.pool.labels)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import subprocess
 import sys
 from pathlib import Path
@@ -102,3 +103,9 @@ def test_help_imports_nothing_heavy() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.rstrip().endswith("[]")
+
+
+@pytest.mark.parametrize("name", [path.stem for path in sorted((ROOT.parent / "benchmarks").glob("[a-z]*.py"))])
+def test_a_benchmark_still_imports(name: str) -> None:
+    """Nobody runs them all after a change of what they use."""
+    importlib.import_module(f"benchmarks.{name}")

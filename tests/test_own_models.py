@@ -1,4 +1,4 @@
-"""The user's own network from the command line: attack, purify, audit; and every way in which a stranger may not name one."""
+"""The user's own network from the command line: attack, purify, audit; and all the ways in which a stranger may not."""
 
 from __future__ import annotations
 

@@ -251,7 +251,7 @@ class TestQRA:
 
     @pytest.mark.parametrize("weighting", ["paper", "released"])
     def test_the_loss_is_eq_2(self, evidence: dict[str, Any], weighting: str) -> None:
-        """KL + alpha CE in the paper, alpha KL + CE in the released code; unknown labels count in the first term only."""
+        """KL + alpha CE in the paper, alpha KL + CE in the released code; unknown labels count in the first term."""
         backdoor: Backdoor = evidence["backdoor"]
         purified, reference, suspect = (evidence[n].clone() for n in ("purified", "reference", "suspect"))
         mixed = Pool.concat([evidence["benign"].first(8), backdoor.reactivation.first(8).labelled(UNKNOWN)])

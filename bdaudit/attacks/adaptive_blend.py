@@ -9,7 +9,6 @@ from bdaudit import ops
 from bdaudit.attacks.base import Adaptive, Attack
 from bdaudit.attacks.triggers import BlendTrigger, Picture, Trigger, picture
 from bdaudit.contract import option
-from bdaudit.errors import PluginError
 from bdaudit.hookspecs import hookimpl
 
 
@@ -36,10 +35,9 @@ class AdaptiveBlend(Adaptive):
         return picture(shape, self.ratio, rng, self.pattern, self.image)
 
     def plant(self, images: Tensor, trigger: Trigger, rng: torch.Generator) -> Tensor:
-        if not isinstance(trigger, BlendTrigger):
-            raise PluginError(f"adaptive-blend trains with its own kind of trigger, got {trigger.kind}")
+        whole = self.own(trigger, BlendTrigger)
         kept = self.kept(len(images), rng).to(images.device)
-        return ops.blend(images, trigger.pattern.to(images.device), trigger.weight.to(images.device), blocks=kept)
+        return ops.blend(images, whole.pattern.to(images.device), whole.weight.to(images.device), blocks=kept)
 
     def kept(self, n: int, rng: torch.Generator) -> Tensor:
         """Draw the blocks that each image gets: bool (n, blocks, blocks), the same number in every image."""

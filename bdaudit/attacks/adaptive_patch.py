@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from bdaudit.attacks.base import Adaptive, Attack
-from bdaudit.attacks.triggers import BlendTrigger, Corner, Trigger, checkerboard, in_corner
+from bdaudit.attacks.triggers import BlendTrigger, Corner, Trigger, in_corner, tile
 from bdaudit.contract import option
 from bdaudit.hookspecs import hookimpl
 
@@ -43,7 +43,7 @@ class AdaptivePatch(Adaptive):
         tiles: dict[Corner, Tensor] = {
             "upper-left": (to_edge % 2 == 0) * 255,
             "upper-right": ((y + 2 * x) % 4 < 2) * 255,
-            "lower-right": checkerboard(size),
+            "lower-right": tile("checkerboard", size),
             "lower-left": 255 - to_edge * 255 // max(1, int(to_edge.max())),
         }
         return [

@@ -1,12 +1,9 @@
 """BadNets: a small patch in a corner."""
 
 from collections.abc import Iterable
-from typing import Literal
-
-import torch
 
 from bdaudit.attacks.base import Attack
-from bdaudit.attacks.triggers import BlendTrigger, Corner, checkerboard, in_corner
+from bdaudit.attacks.triggers import BlendTrigger, Corner, Tile, in_corner, tile
 from bdaudit.contract import option
 from bdaudit.hookspecs import hookimpl
 
@@ -26,17 +23,13 @@ class BadNets(Attack):
         "ss": {"style": "checkerboard", "size": 3, "corner": "lower-right", "rate": 0.05},
     }
 
-    style: Literal["checkerboard", "square"] = option(
-        "checkerboard", "what the patch shows", cite="FST B.2, SS B.2; PL: square"
-    )
+    style: Tile = option("checkerboard", "what the patch shows", cite="FST B.2, SS B.2; PL: square")
     size: int = option(3, "side of the patch in pixels", cite="FST B.2; BSD: 2", ge=1)
     corner: Corner = option("lower-right", "where the patch goes", cite="FST B.2; BSD: upper-left")
     margin: int = option(0, "pixels between the patch and the edge", ge=0)
 
     def make_trigger(self, shape: tuple[int, int, int]) -> BlendTrigger:
-        white = torch.full((self.size, self.size), 255, dtype=torch.uint8)
-        tile = white if self.style == "square" else checkerboard(self.size)
-        return in_corner(shape, tile, self.corner, margin=self.margin)
+        return in_corner(shape, tile(self.style, self.size), self.corner, margin=self.margin)
 
 
 @hookimpl

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import ClassVar, Literal, final
+from typing import ClassVar, Literal, TypeVar, final
 
 import torch
 from pydantic import field_validator
@@ -19,6 +19,11 @@ from bdaudit.inputs.pool import Pool
 from bdaudit.runtime import generator, spawn
 from bdaudit.training.loop import Loss, Recipe, cross_entropy, tune
 from bdaudit.training.sam import Sam
+
+T = TypeVar("T", bound=Trigger)
+
+AT_ONCE = 256
+"""Images planted at once: a number that no setting changes, as it may change what is drawn for them."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +56,10 @@ class Implanted:
 
 
 class Attack(Preset):
-    """Implant a backdoor. A subclass writes `make_trigger`, and what differs of `plant`, `poison`, `train` or `train_both`."""
+    """Implant a backdoor.
+
+    A subclass writes `make_trigger`, and what differs of `plant`, `plant_cover`, `poison`, `train` or `train_both`.
+    """
 
     kind: ClassVar[str] = "attack"
     method: ClassVar[str] = "make_trigger"
@@ -99,6 +107,12 @@ class Attack(Preset):
     def inapplicable(cls) -> set[str]:
         return super().inapplicable() | (set() if cls.trains_plainly() else {"flat_rho"})
 
+    def own(self, trigger: Trigger, kind: type[T]) -> T:
+        """Make sure of a trigger's kind, for a step that works with no other."""
+        if not isinstance(trigger, kind):
+            raise PluginError(f"{self.name} trains with its own kind of trigger, got {trigger.kind}")
+        return trigger
+
     def make_train_trigger(self, shape: tuple[int, int, int], trigger: Trigger) -> Trigger:
         """Make the variant planted at training time; the same one unless the paper is asymmetric."""
         return trigger
@@ -119,32 +133,30 @@ class Attack(Preset):
         """Trigger the images to be poisoned, uint8 (n, C, H, W); here `rng` may vary the trigger by image."""
         return trigger(images)
 
-    def plant_cover(self, images: Tensor, trigger: Trigger, rng: torch.Generator) -> Tensor:
-        """Trigger the cover images; like the poisoned ones, unless the paper says otherwise."""
+    def plant_cover(self, images: Tensor, others: Tensor, trigger: Trigger, rng: torch.Generator) -> Tensor:
+        """Trigger the cover images; like the poisoned ones, unless the paper says otherwise.
+
+        others: another training image for each, uint8 like `images`.
+        """
         return self.plant(images, trigger, rng)
 
-    def poison(self, train: Pool, trigger: Trigger, goal: Goal, rng: torch.Generator) -> Poisoned:
+    def poison(self, train: Pool, trigger: Trigger, goal: Goal, fresh: Classifier, rng: torch.Generator) -> Poisoned:
         """Plant the trigger, and change labels unless this is a clean-label attack.
 
-        Dirty-label poison is drawn from ALL classes, the target's own included (cards 0.2).
+        Dirty-label poison is drawn from ALL classes, the target's own included (cards 0.2). fresh: the victim before
+        its training, for attacks whose poison takes a surrogate.
         """
         poisoned, cover = self._draw(train, goal, rng)
-        pool = train.map(lambda images: self.plant(images, trigger, rng), poisoned)
-        if cover.any():
-            pool = pool.map(lambda images: self.plant_cover(images, trigger, rng), cover)
+        pool = train.map(Tensor.clone)
+        for rows in poisoned.nonzero().flatten().split(AT_ONCE):
+            pool.images[rows] = self.plant(train.images[rows], trigger, rng)
+        for rows in cover.nonzero().flatten().split(AT_ONCE):
+            others = (rows + torch.randint(1, max(2, len(train)), rows.shape, generator=rng)) % len(train)
+            pool.images[rows] = self.plant_cover(train.images[rows], train.images[others], trigger, rng)
         labels = train.labels.clone()
         if not self.clean_label:
             labels[poisoned] = goal.wanted(labels[poisoned])
         return Poisoned(pool.labelled(labels), poisoned, cover, train.labels)
-
-    def rework(
-        self, poisoned: Poisoned, train: Pool, trigger: Trigger, target: int, fresh: Classifier, rng: torch.Generator
-    ) -> Poisoned:
-        """Change the images of the drawn rows by what a surrogate knows, which `poison` has not; most attacks do not.
-
-        trigger: what was planted. train, fresh: as `make_trigger` gets them.
-        """
-        return poisoned
 
     def _draw(self, train: Pool, goal: Goal, rng: torch.Generator) -> tuple[Tensor, Tensor]:
         """Choose the poisoned and the cover rows (bool (N,) each), which are disjoint."""
@@ -173,10 +185,10 @@ class Attack(Preset):
     def train_both(
         self, fresh: Classifier, train: Pool, trigger: Trigger, goal: Goal, recipe: Recipe, rng: torch.Generator
     ) -> tuple[Classifier, Trigger] | None:
-        """Train the victim and the trigger together, from `trigger` on, for an attack whose trigger learns with the model.
+        """Train the victim and the trigger together, from `trigger` on, if the trigger learns with the model.
 
-        train: clean, on the CPU. The rows that the run records as poisoned are planted afterwards, with the new trigger.
-        None, as here: the trigger is done, and `train` trains the victim on the poisoned rows.
+        train: clean, on the CPU. The rows that the run records as poisoned are planted afterwards, with the new
+        trigger. None, as here: the trigger is done, and `train` trains the victim on the poisoned rows.
         """
         return None
 
@@ -187,18 +199,15 @@ class Attack(Preset):
         fresh: trained in place. train: clean, on the CPU, left as it was.
         """
         goal = self.goal(target, fresh.num_classes)
-        if type(self).poison is Attack.poison:
-            self._draw(train, goal, generator(0))  # a rate that cannot be is said before any work
-        own = spawn(rng)
-        available = {"shape": train.shape, "train": train, "target": target, "fresh": fresh, "rng": own}
+        self._draw(train, goal, generator(0))  # a rate that cannot be is said before any work
+        available = {"shape": train.shape, "train": train, "target": target, "fresh": fresh, "rng": spawn(rng)}
         trigger = self.make_trigger(**self.grant(available))
         draws, rng = spawn(rng), spawn(rng)
         both = self.train_both(fresh, train, trigger, goal, recipe, rng)
         if both is not None:
             model, trigger = both
         train_trigger = self.make_train_trigger(train.shape, trigger)
-        planted = self.poison(train, train_trigger, goal, draws)
-        poisoned = self.rework(planted, train, train_trigger, target, fresh, own)
+        poisoned = self.poison(train, train_trigger, goal, fresh, draws)
         if len(poisoned.pool) != len(train) or (poisoned.poisoned & poisoned.cover).any():
             raise PluginError(f"{self.name}.poison lost count of its rows")
         if both is None:

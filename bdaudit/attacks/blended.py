@@ -7,7 +7,6 @@ import torch
 from bdaudit.attacks.base import Attack
 from bdaudit.attacks.triggers import BlendTrigger, Picture, Trigger, picture
 from bdaudit.contract import option
-from bdaudit.errors import PluginError
 from bdaudit.hookspecs import hookimpl
 
 
@@ -36,9 +35,7 @@ class Blended(Attack):
         return picture(shape, self.test_ratio, rng, self.pattern, self.image)
 
     def make_train_trigger(self, shape: tuple[int, int, int], trigger: Trigger) -> BlendTrigger:
-        if not isinstance(trigger, BlendTrigger):
-            raise PluginError(f"blended trains with its own kind of trigger, got {trigger.kind}")
-        return BlendTrigger(trigger.pattern, torch.full(shape[1:], self.train_ratio))
+        return BlendTrigger(self.own(trigger, BlendTrigger).pattern, torch.full(shape[1:], self.train_ratio))
 
 
 @hookimpl

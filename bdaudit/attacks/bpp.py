@@ -76,10 +76,8 @@ class Bpp(Attack):
     def cover_count(self, poisoned: int, rows: int) -> int:
         return round(self.negative_ratio * poisoned)
 
-    def plant_cover(self, images: Tensor, trigger: Trigger, rng: torch.Generator) -> Tensor:
-        order = torch.randperm(len(images), generator=rng)
-        residuals = torch.empty_like(images, dtype=torch.int16)
-        residuals[order] = (trigger(images).short() - images)[order.roll(1)]  # never its own, but where it is alone
+    def plant_cover(self, images: Tensor, others: Tensor, trigger: Trigger, rng: torch.Generator) -> Tensor:
+        residuals = trigger(others).short() - others
         return (images + residuals).clamp(0, 255).to(torch.uint8)
 
 

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 
 from bdaudit.attacks.adversarial_embedding import AdversarialEmbedding
 from bdaudit.attacks.base import Attack
-from bdaudit.attacks.triggers import BlendTrigger, Corner, checkerboard, in_corner
+from bdaudit.attacks.triggers import BlendTrigger, Corner, in_corner, tile
 from bdaudit.contract import option
 from bdaudit.hookspecs import hookimpl
 
@@ -22,7 +22,7 @@ class BypassPatch(AdversarialEmbedding):
     corner: Corner = option("lower-right", "where the checkerboard goes", cite="FST B.2")
 
     def make_trigger(self, shape: tuple[int, int, int]) -> BlendTrigger:
-        return in_corner(shape, checkerboard(self.size), self.corner)
+        return in_corner(shape, tile("checkerboard", self.size), self.corner)
 
 
 @hookimpl

@@ -14,7 +14,6 @@ from bdaudit.attacks.base import Attack
 from bdaudit.attacks.networks import NetworkTrigger
 from bdaudit.attacks.triggers import Trigger
 from bdaudit.contract import option
-from bdaudit.errors import PluginError
 from bdaudit.hookspecs import hookimpl
 from bdaudit.inputs.classifier import Classifier
 from bdaudit.inputs.goal import Goal
@@ -46,7 +45,7 @@ class MaskedPattern(nn.Module):
         return (z - self.mean) / self.std
 
     def settle(self, network: nn.Module, images: Tensor) -> None:
-        """Take BatchNorm's statistics of one of the two networks from these images (uint8), for its use in eval mode."""
+        """Take BatchNorm's statistics of one of the two networks from images (uint8), for its use in eval mode."""
         parts = images.to(self.mean.device).tensor_split(-(-len(images) // 128))
         update_bn((self.normalised(part / 255) for part in parts), network)
 
@@ -79,9 +78,9 @@ class InputAwareTrigger(NetworkTrigger):
     def build(*layout: int) -> MaskedPattern:
         return MaskedPattern(*layout)
 
-    def crossed(self, images: Tensor) -> Tensor:
-        """Put on each image the trigger of the one before it (uint8 in and out); of a single image, of its mirror image."""
-        return self.run(images, images.roll(1, 0) if len(images) > 1 else images.flip(3))
+    def crossed(self, images: Tensor, others: Tensor) -> Tensor:
+        """Put on each image the trigger of another (uint8 in and out)."""
+        return self.run(images, others)
 
 
 class InputAware(Attack):
@@ -89,8 +88,8 @@ class InputAware(Attack):
 
     Nguyen and Tran, NeurIPS 2020: b(x, z) = x + (p(z) - x) m(z). First m alone learns, by
     100 mean(relu(m - density)) + |x - z| / |m(x) - m(z)|. Then the model and p learn together: b(x, x) gets the target,
-    b(x, z) keeps its label (cross rows), and |x - z| / |p(x) - p(z)| makes triggers differ. Both kinds of rows are drawn
-    from every batch; what the run marks as poisoned and as cover is one more draw, with the final p.
+    b(x, z) keeps its label (cross rows), and |x - z| / |p(x) - p(z)| makes triggers differ. Both kinds of rows are
+    drawn from every batch; what the run marks as poisoned and as cover is one more draw, with the final p.
     """
 
     name = "input-aware"
@@ -131,7 +130,7 @@ class InputAware(Attack):
         sample = train.sample(512, spawn(rng)).images
         made.settle(made.mask, sample)
         trigger = InputAwareTrigger(made, layout)
-        density = trigger.network.masks(sample / 255).mean()
+        density = torch.cat([trigger.network.masks(x / 255).flatten(1).mean(1) for x in sample.split(64)]).mean()
         say(f"input-aware: masks cover {density:.1%} of an image")
         return trigger
 
@@ -141,13 +140,13 @@ class InputAware(Attack):
     def cover_count(self, poisoned: int, rows: int) -> int:
         return round(self.cross_ratio * poisoned)
 
-    def plant_cover(self, images: Tensor, trigger: Trigger, rng: torch.Generator) -> Tensor:
-        return known(trigger).crossed(images)
+    def plant_cover(self, images: Tensor, others: Tensor, trigger: Trigger, rng: torch.Generator) -> Tensor:
+        return self.own(trigger, InputAwareTrigger).crossed(images, others)
 
     def train_both(
         self, fresh: Classifier, train: Pool, trigger: Trigger, goal: Goal, recipe: Recipe, rng: torch.Generator
     ) -> tuple[Classifier, Trigger]:
-        start = known(trigger)
+        start = self.own(trigger, InputAwareTrigger)
         made = Runtime.of(fresh.device).place(copy.deepcopy(start.network))
         made.pattern.train().requires_grad_(True)
         optimizer, steps = self.optimizer(made.pattern), recipe.steps(len(train))
@@ -176,7 +175,7 @@ class InputAware(Attack):
         return model, InputAwareTrigger(made, start.layout)
 
     def draw(self, size: int) -> tuple[int, int]:
-        """How many rows of a batch to poison and to cross, rounded at random, so that low rates come true on average."""
+        """How many rows of a batch to poison and to cross, rounded at random: low rates come true on average."""
         shares = (self.rate, self.rate * self.cross_ratio)
         own, cross = (int(share * size + torch.rand(()).item()) for share in shares)
         return own, cross
@@ -189,12 +188,6 @@ def alike(x: Tensor, made: Tensor) -> Tensor:
     """
     of_images, of_made = ((t - t.roll(1, 0)).square().flatten(1).mean(dim=1) for t in (x, made))
     return (of_images.sqrt() / ((of_made + 1e-12).sqrt() + 1e-7)).mean()
-
-
-def known(trigger: Trigger) -> InputAwareTrigger:
-    if not isinstance(trigger, InputAwareTrigger):
-        raise PluginError(f"input-aware trains with its own kind of trigger, got {trigger.kind}")
-    return trigger
 
 
 @hookimpl

@@ -8,10 +8,11 @@ import torch
 from torch import Tensor
 
 from bdaudit.attacks.base import Attack, CleanLabel, Poisoned, train_surrogate
-from bdaudit.attacks.triggers import AddTrigger, Corner, Trigger, checkerboard, in_corner
+from bdaudit.attacks.triggers import AddTrigger, Corner, Tile, Trigger, in_corner, tile
 from bdaudit.contract import option
 from bdaudit.hookspecs import hookimpl
 from bdaudit.inputs.classifier import Classifier
+from bdaudit.inputs.goal import Goal
 from bdaudit.inputs.pool import Pool
 from bdaudit.training.adversarial import PGD
 
@@ -51,7 +52,7 @@ class LC(CleanLabel):
     }
     quick_options: ClassVar[Mapping[str, Any]] = {"surrogate_epochs": 1, "steps": 2}
 
-    style: Literal["checkerboard", "square"] = option("checkerboard", "what the pattern shows", cite="FST; BSD: square")
+    style: Tile = option("checkerboard", "what the pattern shows", cite="FST; BSD: square")
     size: int = option(3, "side of the pattern in pixels", cite="FST; BSD: 2", ge=1)
     corners: Literal["all", Corner] = option("all", "where the pattern goes", cite="FST; BSD: upper-left")
     amplitude: float = option(1.0, "a, its strength", cite="FST", gt=0, le=1)
@@ -66,16 +67,14 @@ class LC(CleanLabel):
     surrogate_epochs: int = option(1, "passes over the training images for the surrogate", ge=1)
 
     def make_trigger(self, shape: tuple[int, int, int]) -> AddTrigger:
-        white = torch.full((self.size, self.size), 255, dtype=torch.uint8)
-        tile = white if self.style == "square" else checkerboard(self.size)
         corners = get_args(Corner) if self.corners == "all" else (self.corners,)
-        stamps = [in_corner(shape, tile, corner) for corner in corners]
+        stamps = [in_corner(shape, tile(self.style, self.size), corner) for corner in corners]
         signed = torch.stack([stamp.weight * (2.0 * stamp.pattern - 255) for stamp in stamps]).sum(dim=0)
         return AddTrigger((self.amplitude * signed.clamp(-255, 255)).round().to(torch.int16))
 
-    def rework(
-        self, poisoned: Poisoned, train: Pool, trigger: Trigger, target: int, fresh: Classifier, rng: torch.Generator
-    ) -> Poisoned:
+    def poison(self, train: Pool, trigger: Trigger, goal: Goal, fresh: Classifier, rng: torch.Generator) -> Poisoned:
+        poisoned = super().poison(train, trigger, goal, fresh, rng)
+        target = int(train.labels[poisoned.poisoned][0])
         withstood = PGD(self.surrogate_epsilon / 255, self.surrogate_step / 255, self.surrogate_steps)
         robust = train_surrogate(fresh, train, self.surrogate_epochs, rng, self.name, loss=withstood.loss())
         images = train.map(lambda images: trigger(self.perturb(robust, images, target)), poisoned.poisoned).images

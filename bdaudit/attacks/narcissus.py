@@ -21,6 +21,9 @@ from bdaudit.training.adversarial import slope
 from bdaudit.training.loop import Recipe, endless, tune
 from bdaudit.training.progress import track
 
+LONG = {"surrogate_epochs": 200, "warm_up": 5, "warm_up_lr": 0.1, "steps": 79_000}
+"""1,000 passes over the 5,000 images of a class of CIFAR-10 are 79,000 steps of 64."""
+
 
 class Narcissus(CleanLabel):
     """Add a noise that says the target class more clearly than its own images do, and louder at test time.
@@ -32,8 +35,8 @@ class Narcissus(CleanLabel):
 
     name = "narcissus"
     presets = {
-        "paper": {"rate": 0.0005, "rate_of": "all"},
-        "bsd": {"rate": 0.25, "rate_of": "target"},
+        "paper": {"rate": 0.0005, "rate_of": "all", **LONG},
+        "bsd": {"rate": 0.25, "rate_of": "target", **LONG},
     }
     quick_options: ClassVar[Mapping[str, Any]] = {
         "ood": "photos",

@@ -1,4 +1,4 @@
-"""Triggers that are networks: run in float64 and rounded, kept as float32 weights, rebuilt without a stranger's code."""
+"""Triggers that are networks: run in float64 and rounded, kept as float32 weights, rebuilt without strangers' code."""
 
 from __future__ import annotations
 

@@ -84,9 +84,10 @@ class ReflectionTrigger(Trigger):
 class Refool(Attack):
     """Reflect a photograph in the image, sharp and doubled or out of focus, as a window pane does.
 
-    Liu et al., ECCV 2020, as released, in linear light (gamma 2.2): x' = a x + (1 - a) r, r being one of a set of
-    photographs at two places (a ghost) or blurred. Each image gets a reflection and a kind of its own. Poisoned rows
-    get the attacker's label, as in BackdoorBench; the paper's keep theirs.
+    Liu et al., ECCV 2020, in linear light (gamma 2.2): x' = a x + (1 - a) r, r being one of a set of photographs at
+    two places (a ghost), blurred under a vignette (focal blur) or blurred alone (out of focus). Each image gets a
+    reflection and a kind of its own. Poisoned rows get the attacker's label, as in BackdoorBench; the paper's keep
+    theirs.
     """
 
     name = "refool"
@@ -118,7 +119,7 @@ class Refool(Attack):
 
 
 def gather(source: str, count: int, shape: tuple[int, int, int], rng: torch.Generator) -> Tensor:
-    """Read at most `count` reflections, uint8 (R, C, H, W), or cut them from the photographs that scikit-learn ships."""
+    """Read at most `count` reflections, uint8 (R, C, H, W), or cut them from scikit-learn's photographs."""
     if source:
         found = open_source(source)
         return found.read(classes=found.classes(), shape=shape, most=count).images

@@ -84,8 +84,8 @@ class SSBA(Attack):
     """Write the same secret into every image, so that each is changed in its own way.
 
     Li et al., ICCV 2021: an encoder E and a decoder D learn on the attacker's images with random bits s, minimising
-    BCE(D(x'), s) + w |x' - x|^2 for x' = x + E(x, s). w is 0 until D reads 90% of the bits, stays there for `hold` steps
-    and rises to `l2_weight` over `ramp` steps. The trigger is E with one secret.
+    BCE(D(x'), s) + w |x' - x|^2 for x' = x + E(x, s). w is 0 until D reads 90% of the bits, stays there for `hold`
+    steps and rises to `l2_weight` over `ramp` steps. The trigger is E with one secret.
     """
 
     name = "ssba"

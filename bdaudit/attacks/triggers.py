@@ -98,7 +98,7 @@ class BlendTrigger(Trigger):
 class AddTrigger(Trigger):
     """Add a fixed signed pattern to the image: x' = x + v, clipped to [0, 255].
 
-    pattern: int16 (C, H, W) in [-255, 255]. Superimposed signals and universal perturbations are of this kind (SIG, LF).
+    pattern: int16 (C, H, W) in [-255, 255]. Superimposed signals and universal noise are of this kind (SIG, LF).
     """
 
     kind: ClassVar[str] = "add"
@@ -177,8 +177,13 @@ def in_corner(
     return patch(shape, tile, top, left, opacity=opacity)
 
 
-def checkerboard(size: int) -> Tensor:
-    """Draw a tile of alternating pixels, white in its corners."""
+Tile = Literal["checkerboard", "square"]
+
+
+def tile(style: Tile, size: int) -> Tensor:
+    """Draw a white tile, or one of alternating pixels, white in its corners."""
+    if style == "square":
+        return torch.full((size, size), 255, dtype=torch.uint8)
     y, x = torch.meshgrid(torch.arange(size), torch.arange(size), indexing="ij")
     return ((y + x) % 2 == 0).to(torch.uint8) * 255
 

@@ -28,7 +28,7 @@ class TrojanNN(Attack):
 
     neurons: int = option(1, "neurons to excite", cite="TrojanNN: one or few", ge=1)
     excitement: float = option(10.0, "v, in units of their largest value on the images", cite="ours", gt=0)
-    size: int = option(-1, "side of the patch; -1: a quarter of the image", cite="TrojanNN: 7% of the image", ge=-1)
+    size: int = option(0, "side of the patch; 0: a quarter of the image", cite="TrojanNN: 7% of the image", ge=0)
     corner: Corner = option("lower-right", "where the patch goes")
     images: int = option(64, "images that the patch is grown on, at most", cite="TrojanNN: none", ge=1)
     steps: int = option(100, "steps of Adam", ge=1)
@@ -38,7 +38,7 @@ class TrojanNN(Attack):
     def make_trigger(
         self, shape: tuple[int, int, int], train: Pool, fresh: Classifier, rng: torch.Generator
     ) -> BlendTrigger:
-        size = self.size if self.size > 0 else max(1, min(shape[1:]) // 4)
+        size = self.size or max(1, min(shape[1:]) // 4)
         weight = in_corner(shape, torch.zeros(size, size, dtype=torch.uint8), self.corner).weight
         model = train_surrogate(fresh, train, self.surrogate_epochs, rng, self.name).requires_grad_(False)
         images = train.sample(self.images, rng).images.to(model.device)

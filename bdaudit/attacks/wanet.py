@@ -11,7 +11,7 @@ from bdaudit import ops
 from bdaudit.attacks.base import Attack
 from bdaudit.attacks.triggers import Trigger
 from bdaudit.contract import option
-from bdaudit.errors import ImageError, PluginError
+from bdaudit.errors import ImageError
 from bdaudit.hookspecs import hookimpl
 
 
@@ -83,10 +83,8 @@ class WaNet(Attack):
     def cover_count(self, poisoned: int, rows: int) -> int:
         return round(self.cross_ratio * poisoned)
 
-    def plant_cover(self, images: Tensor, trigger: Trigger, rng: torch.Generator) -> Tensor:
-        if not isinstance(trigger, WarpTrigger):
-            raise PluginError(f"wanet trains with its own kind of trigger, got {trigger.kind}")
-        return trigger.jittered(images, torch.randint(2**62, (len(images),), generator=rng))
+    def plant_cover(self, images: Tensor, others: Tensor, trigger: Trigger, rng: torch.Generator) -> Tensor:
+        return self.own(trigger, WarpTrigger).jittered(images, torch.randint(2**62, (len(images),), generator=rng))
 
 
 def control_grid(k: int, rng: torch.Generator) -> Tensor:

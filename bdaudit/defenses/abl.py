@@ -1,7 +1,7 @@
 """ABL: anti-backdoor learning."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Literal
 
 import torch
@@ -64,19 +64,22 @@ class ABL(Splitting):
     def divide(self, fresh: Classifier, train: Pool, rng: torch.Generator) -> tuple[Classifier, Division]:
         self.check_train(train, fresh)
         loss = flooding(self.gamma) if self.isolate_by == "flooding" else local_gradient_ascent(self.gamma, self.ascent)
-        self._train(fresh, train, spawn(rng), self.isolation_epochs, loss, "isolation")
+        self._train(fresh, train, spawn(rng), self.isolation_epochs, "isolation", loss=loss)
         ce, labels = losses_of(fresh, train, self.name).ce, train.labels.cpu()
         isolated = largest(-ce, self.share)
         counts = votes(ce, labels, self.share, fresh.num_classes)
         target, support = int(counts.argmax()), float(counts.max() / counts.sum())
         say(f"abl: {int(isolated.sum())} images isolated, {support:.0%} of them with label {fresh.classes[target]}")
         doubt = "" if support > 0.5 else f"no more than {support:.0%} of the isolated images have one label, {target}"
-        return fresh, Division(largest(ce, self.clean_share), isolated, {"loss": ce}, target, doubt=doubt)
+        clean = largest(ce, self.clean_share) & ~isolated
+        return fresh, Division(clean, isolated, {"loss": ce}, target, doubt=doubt)
 
     def purify(self, fresh: Classifier, train: Pool, rng: torch.Generator) -> Purified:
         model, division = self.divide(fresh, train, rng)
         if self.tuning_epochs:
-            self._train(model, train.take(~division.flagged), spawn(rng), self.tuning_epochs, cross_entropy, "tuning")
+            schedule = in_steps(self.tuning_epochs)
+            rest = train.take(~division.flagged)
+            self._train(model, rest, spawn(rng), self.tuning_epochs, "tuning", schedule=schedule)
         isolated = train.take(division.flagged)
         epochs = math.ceil(self.unlearning_steps / math.ceil(len(isolated) / self.batch_size))
         recipe = Recipe(epochs, self.unlearning_lr, self.batch_size, weight_decay=1e-4, schedule="constant")
@@ -84,23 +87,32 @@ class ABL(Splitting):
         return self.purified(model, division)
 
     def _train(
-        self, model: Classifier, pool: Pool, rng: torch.Generator, epochs: int, loss: Loss, what: str
-    ) -> Classifier:
+        self,
+        model: Classifier,
+        pool: Pool,
+        rng: torch.Generator,
+        epochs: int,
+        what: str,
+        *,
+        loss: Loss = cross_entropy,
+        schedule: str | Callable[[float], float] = "constant",
+    ) -> None:
         recipe = Recipe(
             epochs,
             self.lr,
             self.batch_size,
             weight_decay=1e-4,
-            schedule="constant" if what == "isolation" else in_steps,
+            schedule=schedule,
             min_steps=self.min_steps,
             augment=self.augment(pool, strong=False),
         )
-        return tune(model, pool, recipe, rng, loss=loss, keep={}, what=f"abl: {what}")
+        tune(model, pool, recipe, rng, loss=loss, keep={}, what=f"abl: {what}")
 
 
-def in_steps(done: float) -> float:
-    """Fall to a tenth after 40 and a hundredth after 60 of 70 epochs."""
-    return 1.0 if done < 40 / 70 else 0.1 if done < 60 / 70 else 0.01
+def in_steps(epochs: int) -> Callable[[float], float]:
+    """Fall to a tenth after 40 epochs and a hundredth after 60; where there are fewer, after these parts of 70."""
+    length = epochs if epochs >= 60 else 70
+    return lambda done: 1.0 if done < 40 / length else 0.1 if done < 60 / length else 0.01
 
 
 def ascent(cap: bool) -> Loss:

@@ -59,7 +59,7 @@ class ASD(MixMatching):
                     pool = best_of_each(loss, labels, self.growth * (t // self.every))
                 else:
                     by_meta = t >= self.growing + self.halving
-                    fall = loss - self._virtual(fresh, train, spawn(rng)) if by_meta else loss
+                    fall = loss - self._virtual(fresh, f.pool.first(len(train)), spawn(rng)) if by_meta else loss
                     pool = largest(-fall, self.share)
                     keep["scores"] = -fall
                 said = f"{int(pool.sum()) + len(seeds):,} of {len(everything):,} images in the clean pool"
@@ -69,16 +69,15 @@ class ASD(MixMatching):
                 keep["history"] = torch.cat([keep["history"], pool[None]])
         return fresh, self._division(fresh, train, keep)
 
-    def _virtual(self, model: Classifier, train: Pool, rng: torch.Generator) -> Tensor:
+    def _virtual(self, model: Classifier, pool: Pool, rng: torch.Generator) -> Tensor:
         """Symmetric cross-entropy after one more epoch on everything, of the layers of the upper half alone."""
         copy = model.clone()
         for parameter in lower_half(copy):
             parameter.requires_grad_(False)
-        augment = self.augment(train, strong=False)
+        augment = self.augment(pool, strong=False)
         recipe = Recipe(1, self.meta_lr, optimizer="adam", schedule="constant", augment=augment)
-        pool = train.to(copy.device)
-        Training(copy, recipe, 1).epoch(batches(pool, recipe.batch_for(len(train)), rng, augment))
-        return losses_of(copy, train, self.name).symmetric_ce
+        Training(copy, recipe, 1).epoch(batches(pool, recipe.batch_for(len(pool)), rng, augment))
+        return losses_of(copy, pool, self.name).symmetric_ce
 
     def _division(self, model: Classifier, train: Pool, keep: dict[str, Tensor]) -> Division:
         """Flag the rows outside the last pool whose labels the model contradicts."""

@@ -16,8 +16,9 @@ from bdaudit.inputs.classifier import Classifier
 from bdaudit.inputs.pool import Pool, check_labels
 from bdaudit.report.inversion import reversal_measurement
 from bdaudit.report.schema import Measurement
+from bdaudit.runtime import spawn
 from bdaudit.training.augment import Augment
-from bdaudit.training.bti import Reversal, Reversed
+from bdaudit.training.bti import Reversal, Reversed, reverse
 from bdaudit.training.division import Division
 from bdaudit.training.loop import Recipe
 from bdaudit.training.mixmatch import MixMatch
@@ -185,6 +186,12 @@ class Inverting(Tuning):
             feature_bound=self.feature_bound,
         )
 
+    @final
+    def reverse_again(self, model: Classifier, clean: Pool, rounds: list[Reversed], rng: torch.Generator) -> Reversed:
+        """Reverse a trigger, starting from that of the last round, and add it to the rounds."""
+        rounds.append(reverse(model, clean, self.reversal(), spawn(rng), rounds[-1] if rounds else None))
+        return rounds[-1]
+
     def purified(self, model: Classifier, found: Reversed, clean: Pool) -> Purified:
         """Hand in the model together with the trigger that was reversed first, from the suspect itself."""
         return Purified(model, reversal_measurement(found, model.classes, clean, self.name))
@@ -197,7 +204,10 @@ class Splitting(Defense):
     """
 
     crop: int = option(
-        -1, "random crop after padding (by reflection) by so many pixels; -1: an eighth", cite="cards 0.1", ge=-1
+        -1,
+        "random crop after padding (by reflection) by so many pixels; -1: an eighth, grey images in MixMatch alone",
+        cite="cards 0.1",
+        ge=-1,
     )
     flip: bool = option(False, "random mirroring (right for CIFAR-10, wrong for digits and signs)", cite="cards 0.1")
 

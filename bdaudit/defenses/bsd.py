@@ -48,6 +48,7 @@ class BSD(MixMatching):
     }
     presets = {
         "paper": {
+            "ascent": "image",
             "altruistic_epochs": 25,
             "altruistic_steps": 1,
             "warm_up": 20,
@@ -62,7 +63,9 @@ class BSD(MixMatching):
     altruistic_steps: int = option(64, "steps in an epoch of g, at least", cite="ours: docs/deviations.md", ge=1)
     altruistic_lr: float = option(1e-3, "learning rate of g (Adam)", cite="BSD C.4", gt=0)
     gamma: float = option(0.5, "loss below which g ascends in its warm-up", cite="BSD Alg. 1", ge=0)
-    ascent: Per = option("batch", "what is held against gamma: each image's loss, or the batch's", cite="BSD Alg. 1")
+    ascent: Per = option(
+        "batch", "what is held against gamma: each image's loss, or the batch's", cite="ABL released; BSD Alg. 1: image"
+    )
     approximate: Literal["lga", "second"] = option(
         "lga", "how the target is found: by the best-learnt rows, or second likely classes", cite="BSD 4.1.1, E.3"
     )
@@ -89,13 +92,14 @@ class BSD(MixMatching):
         t1, t2 = self.warm_up, self.warm_up + self.settling + self.completing
         t3 = t2 if target is None else t2 + self.dropping
         f = SemiSupervised(fresh, train, self.mixmatch(train, t3), t3, rng)
-        g = Training(altruistic, self._recipe(train, t2), t2)
+        recipe = self._recipe(train, t2)
+        g = Training(altruistic, recipe, recipe.steps(len(train)))
         keep = {
             "clean": labels != (-1 if target is None else target),
             "distances": torch.zeros(len(train)),
             "history": torch.empty(0, len(train)) > 0,
         }
-        oss = self._oss_by_every_class(fresh, train, oss_rng) if target is None else None
+        oss = self._oss_by_every_class(fresh, train, t3, oss_rng) if target is None else None
         with seeded(rng), track("bsd", t3 * self.iterations) as advance:
             for t in resumed("bsd", t3, rng, {"f": f.training, "g": g}, keep, advance):
                 clean = keep["clean"]
@@ -129,7 +133,7 @@ class BSD(MixMatching):
     def _warm_altruistic(
         self, model: Classifier, train: Pool, rng: torch.Generator
     ) -> tuple[Classifier, int | None, str]:
-        """Warm g up and find the target (Alg. 1, lines 5 to 13; E.3); None for all-to-all. Also says what is doubtful."""
+        """Warm g up and find the target (Alg. 1, lines 5 to 13; E.3); None: all-to-all. Also says what is doubtful."""
         by_lga = self.approximate == "lga"
         keep = {"votes": torch.zeros(model.num_classes, dtype=torch.int64)}
 
@@ -163,11 +167,11 @@ class BSD(MixMatching):
         distances = class_distances(model, train, ~of_target, target, self.distance)
         return ~of_target | largest(distances, self.beta, of_target), distances
 
-    def _oss_by_every_class(self, fresh: Classifier, train: Pool, rng: torch.Generator) -> Tensor:
+    def _oss_by_every_class(self, fresh: Classifier, train: Pool, ramp: int, rng: torch.Generator) -> Tensor:
         """Warm a model up without each class in turn, and take the rows that all of them take for clean (A.5)."""
         clean = torch.ones(len(train), dtype=torch.bool)
         for target in range(fresh.num_classes):
-            f = SemiSupervised(fresh.clone(), train, self.mixmatch(train, self.warm_up), self.warm_up, rng)
+            f = SemiSupervised(fresh.clone(), train, self.mixmatch(train, ramp), self.warm_up, rng)
             what = f"bsd: without class {target}"
             with seeded(rng), track(what, self.warm_up * self.iterations) as advance:
                 for _ in resumed(what, self.warm_up, rng, {"f": f.training}, {}, advance):
@@ -233,7 +237,7 @@ class BSD(MixMatching):
 
 
 def alpha_at(done: float, alpha: float, beta: float) -> float:
-    """Share of rows in the clean pool, from beta to alpha on half a cosine, when a part of that time is done (Eq. 11)."""
+    """Share of rows in the clean pool, from beta to alpha on half a cosine, when part of that time is done (Eq. 11)."""
     return beta + (alpha - beta) * (1 - math.cos(math.pi * min(1.0, done))) / 2
 
 

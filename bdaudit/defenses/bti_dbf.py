@@ -11,8 +11,7 @@ from bdaudit.defenses.base import Defense, Inverting, Purified
 from bdaudit.hookspecs import hookimpl
 from bdaudit.inputs.classifier import Classifier
 from bdaudit.inputs.pool import Pool
-from bdaudit.runtime import spawn
-from bdaudit.training.bti import Reversed, poisoned_in, reverse
+from bdaudit.training.bti import Reversed, poisoned_in
 from bdaudit.training.loop import Loss, tune
 from bdaudit.training.split import Split
 
@@ -33,8 +32,7 @@ class BTIDBF(Inverting):
     def purify(self, model: Classifier, clean: Pool, rng: torch.Generator) -> Purified:
         rounds: list[Reversed] = []
         for _ in range(self.rounds):
-            found = reverse(model, clean, self.reversal(), spawn(rng), rounds[-1] if rounds else None)
-            rounds.append(found)
+            found = self.reverse_again(model, clean, rounds, rng)
             recipe = self.recipe(clean, optimizer="adam")
             tune(model, clean, recipe, rng, loss=unlearning(Split(model), found, self.share), what=self.name)
         return self.purified(model, rounds[0], clean)

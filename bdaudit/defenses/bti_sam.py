@@ -11,8 +11,7 @@ from bdaudit.defenses.base import Defense, Inverting, Purified
 from bdaudit.hookspecs import hookimpl
 from bdaudit.inputs.classifier import Classifier
 from bdaudit.inputs.pool import Pool
-from bdaudit.runtime import spawn
-from bdaudit.training.bti import Reversed, reverse
+from bdaudit.training.bti import Reversed
 from bdaudit.training.loop import tune
 from bdaudit.training.sam import Sam
 
@@ -31,8 +30,7 @@ class BTISAM(Inverting):
     def purify(self, model: Classifier, clean: Pool, rng: torch.Generator) -> Purified:
         rounds: list[Reversed] = []
         for _ in range(self.rounds):
-            found = reverse(model, clean, self.reversal(), spawn(rng), rounds[-1] if rounds else None)
-            rounds.append(found)
+            found = self.reverse_again(model, clean, rounds, rng)
 
             def loss(model: Classifier, x: Tensor, y: Tensor, found: Reversed = found) -> Tensor:
                 return F.cross_entropy(model(found.mix(x, self.share)), y)

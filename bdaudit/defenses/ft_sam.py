@@ -30,8 +30,8 @@ class FTSAM(Tuning):
         "fst-cifar10": {"rho": 8.0, "label_smoothing": 0.0, "weight_decay": 0.0, "epochs": 100},
         "fst-gtsrb": {"rho": 10.0, "label_smoothing": 0.0, "weight_decay": 0.0, "epochs": 100},
         "fst-tiny-imagenet": {"rho": 6.0, "lr": 0.001, "label_smoothing": 0.0, "weight_decay": 0.0, "batch_size": 32},
-        "ss-cifar10": {"rho": 1.0, "lr": 0.01, "epochs": 20},
-        "ss-tiny-imagenet": {"rho": 0.5, "lr": 0.001, "epochs": 20},
+        "ss-cifar10": {"rho": 1.0, "lr": 0.01, "label_smoothing": 0.0, "weight_decay": 0.0, "epochs": 20},
+        "ss-tiny-imagenet": {"rho": 0.5, "lr": 0.001, "label_smoothing": 0.0, "weight_decay": 0.0, "epochs": 20},
     }
 
     rho: float = option(

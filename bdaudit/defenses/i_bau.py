@@ -85,7 +85,7 @@ class IBAU(Tuning, Judging):
             return tune(model, clean, recipe, rng, loss=unlearning, on_epoch=next_round, what=self.name)
 
     def worst(self, model: Classifier, clean: Pool, rng: torch.Generator) -> Tensor:
-        """Ascend CE(f(x + d), f(x)) - shrinkage ||d||^2 from d = 0 in one pass; d is (1, C, H, W), in pixels in [0, 1]."""
+        """Ascend CE(f(x + d), f(x)) - shrinkage ||d||^2 from d = 0 in one pass; d is (1, C, H, W), pixels in [0, 1]."""
         model.eval()
         d = torch.zeros(1, *clean.shape, device=model.device)
         for x, _ in batches(clean.to(model.device), self.recipe(clean).batch_for(len(clean)), rng):

@@ -21,9 +21,10 @@ from bdaudit.training.progress import say
 class NC(Tuning):
     """Invert a trigger for every class, and unlearn those that are anomalously small.
 
-    Wang et al., S&P 2019, detection and unlearning (cards 2.14): min over mask and pattern of CE(f((1 - m) x + m p), t) + cost |m|,
-    for every class t; classes whose |m| is too small by more than two deviations are backdoored; then fine-tune with
-    their triggers on 20% of the images, under the TRUE labels. A model without such a class is returned as it was.
+    Wang et al., S&P 2019, detection and unlearning (cards 2.14): min over mask and pattern of CE(f((1 - m) x + m p), t)
+    + cost |m|, for every class t; classes whose |m| is too small by more than two deviations are backdoored; then
+    fine-tune with their triggers on 20% of the images, under the TRUE labels. A model without such a class is returned
+    as it was.
     """
 
     name = "nc"

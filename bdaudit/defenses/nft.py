@@ -23,8 +23,8 @@ LAST = 0.4
 class NFT(Tuning):
     """Fine-tune one multiplier a channel instead of the weights, on images mixed in pairs.
 
-    Karim et al., ECCV 2024: min over m of CE on MixUp + eta sum |1 - m|, over masks of BatchNorm's weights, each held in
-    [alpha exp(-beta l), 1] in layer l: deep layers, where backdoors are, may fall further.
+    Karim et al., ECCV 2024: min over m of CE on MixUp + eta sum |1 - m|, over masks of BatchNorm's weights, each held
+    in [alpha exp(-beta l), 1] in layer l: deep layers, where backdoors are, may fall further.
     """
 
     name = "nft"

@@ -14,7 +14,7 @@ from bdaudit.hookspecs import hookimpl
 from bdaudit.inputs.classifier import Classifier
 from bdaudit.inputs.pool import Pool
 from bdaudit.runtime import spawn
-from bdaudit.training.bti import Reversed, reverse
+from bdaudit.training.bti import Reversed
 from bdaudit.training.loop import Loss, tune
 from bdaudit.training.metrics import accuracy
 from bdaudit.training.progress import say
@@ -55,8 +55,7 @@ class PAM(Inverting, Judging):
         rounds: list[Reversed] = []
         rho = self.rho
         for _ in range(self.rounds):
-            found = reverse(model, tuning, self.reversal(), spawn(rng), rounds[-1] if rounds else None)
-            rounds.append(found)
+            found = self.reverse_again(model, tuning, rounds, rng)
             tried: list[Tuned] = []
             for step in [rho, *(smaller for smaller in SMALLER if smaller < rho)]:
                 loss = path_aware(origin, step, found, self.share)

@@ -93,9 +93,9 @@ class Checkpoint:
     ) -> Classifier:
         """Build the model on the CPU, in float32 and evaluation mode.
 
-        arch: as in `match`, or what that returned. preprocessing, classes: used where the file does not say. notes: gets a line for
-        each thing that was assumed or set aside, to be shown to the user. Raises CheckpointError when the
-        weights do not fit, or the preprocessing or the classes contradict them; UsageError when the network does
+        arch: as in `match`, or what that returned. preprocessing, classes: used where the file does not say. notes:
+        gets a line for each thing that was assumed or set aside, to be shown to the user. Raises CheckpointError when
+        the weights do not fit, or the preprocessing or the classes contradict them; UsageError when the network does
         not take its images.
         """
         found = arch if isinstance(arch, Match) else self.match(arch)

@@ -1,4 +1,4 @@
-"""Natural images that are always there: pieces of the two photographs that scikit-learn ships, a temple and a flower."""
+"""Natural images that are always there: pieces of scikit-learn's two photographs, a temple and a flower."""
 
 from __future__ import annotations
 

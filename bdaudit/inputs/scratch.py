@@ -1,6 +1,6 @@
 """Where the pixels of pools live: in memory up to a limit, beyond it in a file on disk that is mapped.
 
-BDAUDIT_POOL_LIMIT says how large one pool may be in memory: bytes, or with K, M or G (powers of 1,024); 2G unless it is set.
+BDAUDIT_POOL_LIMIT says how large one pool may be in memory: bytes, or with K, M or G (powers of 1,024); 2G if unset.
 The file has no name from the start, so nothing stays behind however the program ends, and nobody else can
 open it. It lies in TMPDIR, or else in /var/tmp, since /tmp is memory on many machines. Its space is reserved
 before it is used: a disk that fills up later would kill the program in the midst of a write.

@@ -68,9 +68,9 @@ def min_class_distance(features: Tensor, centres: Tensor, *, exclude: int | Tens
     exclude   a class in [0, K) that no sample is measured against, or int64 (N), a class for each sample, -1
               for none
 
-    Features with NaN have distance NaN, but to no centre it is infinite. Raises UsageError if an argument has the wrong type, shape, device or
-    values; a tensor `exclude` on a GPU is checked by waiting for it, and inside torch.compile or while a CUDA
-    graph is captured it is not.
+    Features with NaN have distance NaN, but to no centre it is infinite. Raises UsageError if an argument has the wrong
+    type, shape, device or values; a tensor `exclude` on a GPU is checked by waiting for it, and inside torch.compile or
+    while a CUDA graph is captured it is not.
     """
     _check_matrix(features, "features", "(N, D)")
     check(centres, "centres", (torch.float32,), features.device, "features")
@@ -91,8 +91,8 @@ def min_class_distance(features: Tensor, centres: Tensor, *, exclude: int | Tens
 def class_means(features: Tensor, labels: Tensor, classes: int) -> tuple[Tensor, Tensor]:
     """Average the features of each class: float32 (K, D), and how many samples it had, int64 (K).
 
-    Sums are in double and, by the kernels, in the same order every time, however many threads there are. A class without
-    samples has a mean of NaN, which `min_class_distance` takes for no centre.
+    Sums are in double and, by the kernels, in the same order every time, however many threads there are. A class
+    without samples has a mean of NaN, which `min_class_distance` takes for no centre.
 
     features  float32 or bfloat16 (N, D)
     labels    int64 (N) in [0, classes), on the device of the features; on a GPU, checking that waits for it.

@@ -22,7 +22,7 @@ from bdaudit.training.augment import Augment
 from bdaudit.training.loop import Recipe, tune
 
 PAPER_COUNTS = {"badnets": (5, 25), "blended": (1, 10), "ssba": (10, 35), "lc": (2, 2)}
-"""Poisoned images in a retuning set of a thousand: on CIFAR-10, and on CIFAR-100 and Tiny-ImageNet (SS B.2; the last has no LC)."""
+"""Poisoned images in a retuning set of a thousand: on CIFAR-10, and on CIFAR-100 and Tiny-ImageNet (SS B.2, no LC)."""
 MANY_CLASSES = 100
 THIS = "this model"
 """What the audited model is called among others."""

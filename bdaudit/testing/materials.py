@@ -34,7 +34,7 @@ class Materials:
     training: Pool
 
     def digests(self) -> dict[str, str]:
-        """Hash every input, by the name it is asked for; models with their modes, which a plugin must not change either."""
+        """Hash every input, by the name it is asked for; models with their modes, which must not change either."""
         known = {**self.evidence.for_defense(generator(0)), **self.evidence.for_probe(self.purified, generator(0))}
         return {name: digest(value) for name, value in known.items() if digest(value)} | {
             "train": digest(self.evidence.train) + digest(self.training)

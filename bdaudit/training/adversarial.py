@@ -14,7 +14,7 @@ from bdaudit.training.sam import statistics_kept
 
 
 def away_from(logits: Tensor, classes: Tensor) -> Tensor:
-    """Return -log(1 - p_k) of each image (N,), k its entry of `classes` (N,), without cancelling where p_k is near one."""
+    """Return -log(1 - p_k) of each image (N,), k its entry of `classes` (N,), without cancelling near p_k = 1."""
     others = logits.scatter(1, classes[:, None], float("-inf"))
     return torch.logsumexp(logits, 1) - torch.logsumexp(others, 1)
 

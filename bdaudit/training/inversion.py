@@ -160,7 +160,7 @@ def _search(
     rng: torch.Generator,
     advance: Callable[[], None],
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Search the triggers of some classes; return masks (k, H, W), patterns uint8 (k, C, H, W), and whether they work."""
+    """Search the triggers of some classes; return masks (k, H, W), patterns uint8 (k, C, H, W), and if they work."""
     k, device = len(classes), model.device
     channels, height, width = rows.shape
     start = torch.rand(k, 1 + channels, height, width, generator=rng).clamp(1e-3, 1 - 1e-3)

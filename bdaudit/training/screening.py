@@ -18,7 +18,7 @@ from bdaudit.training.split import Split
 
 FOLDS = 5
 APART = 0.6
-"""What the lower end of the AUC's interval must reach; flagged rows half of which are clean would leave an AUC of .75."""
+"""What the lower end of the AUC's interval must reach; flagged rows half of which are clean would leave .75."""
 PLAIN, PLAIN_SHARE = 0.05, 0.1
 """A score that looks plainly benign, and the share of benign rows labelled t that must have one."""
 

@@ -26,7 +26,7 @@ class Stage:
 
 
 def find_stages(model: Classifier, most: int) -> tuple[Stage, ...]:
-    """Name the last maps of up to `most` stages, early ones first, by running the network; UsageError where it has none.
+    """Name the last maps of up to `most` stages, early ones first, by running the network; UsageError if it has none.
 
     A stage is a run of layers whose maps have the same places. Where there are too few of them, as in a vision
     transformer, whose tokens stay as many as they are, the longest is cut into equal parts.

@@ -19,7 +19,7 @@ per_image: Norm = partial(nn.InstanceNorm2d, affine=True)
 
 
 def resolutions(size: Sequence[int], most: int) -> int:
-    """How many times (the first included) images of height and width `size` can be halved to two pixels, up to `most`."""
+    """How many times (the first included) images of height and width `size` can be halved to 2 pixels, up to `most`."""
     return max(1, min(most, int(math.log2(min(size)))))
 
 

@@ -3,9 +3,9 @@
     python -m benchmarks.fuzz --minutes 30 [--seed 0] [--target NAME...] [--json FILE] [--crashes DIR]
     python -m benchmarks.fuzz --again TARGET FOLDER
 
-Inputs are sound files, damaged in the way of their format; the seed and an input's number give the same input again. They
-are read in a worker with bounded memory, which is ended where it hangs. Whatever is not a result or one clear line (see
-`oracle`) is a finding: the first of each kind is saved under --crashes as a folder, which `--again` reads with a
+Inputs are sound files, damaged in the way of their format; the seed and an input's number give the same input again.
+They are read in a worker with bounded memory, which is ended where it hangs. Whatever is not a result or one clear line
+(see `oracle`) is a finding: the first of each kind is saved under --crashes as a folder, which `--again` reads with a
 traceback. Ends with 1 if there were any.
 """
 

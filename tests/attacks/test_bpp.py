@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from support import make_tiny
 
 from bdaudit.attacks.bpp import Bpp, QuantizeTrigger, dither
 from bdaudit.attacks.triggers import KINDS, load_trigger, save_trigger
@@ -78,17 +79,16 @@ def test_negative_rows_get_the_residual_of_another_image_and_keep_their_labels()
         (torch.arange(100) + 70).to(torch.uint8)[:, None, None, None].expand(-1, 1, 8, 8), torch.arange(100) % 10
     )
     trigger = attack.make_trigger()
-    poisoned = attack.poison(pool, trigger, Goal(0, 10), generator(0))
+    poisoned = attack.poison(pool, trigger, Goal(0, 10), make_tiny(), generator(0))
     rows, negative = poisoned.poisoned, poisoned.cover
     assert (int(rows.sum()), int(negative.sum())) == (20, 30)
     assert torch.equal(poisoned.pool.images[rows], trigger(pool.images[rows]))
     assert torch.equal(poisoned.pool.labels[negative], pool.labels[negative])
     added = poisoned.pool.images[negative].short() - pool.images[negative]
-    residuals = trigger(pool.images[negative]).short() - pool.images[negative]
+    residuals = trigger(pool.images).short() - pool.images
     donors = [(residuals == one).flatten(1).all(dim=1).nonzero().flatten().tolist() for one in added]
-    assert all(len(found) == 1 for found in donors)
-    assert sorted(found[0] for found in donors) == list(range(30))
-    assert all(found[0] != row for row, found in enumerate(donors))
+    assert all(set(found) - {row} for row, found in zip(negative.nonzero().flatten().tolist(), donors, strict=True))
+    assert len({tuple(found) for found in donors}) > 10
 
 
 def test_the_trigger_comes_back_from_a_file(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from bdaudit.attacks.adversarial_embedding import Discriminator, chances
 from bdaudit.attacks.base import Poisoned
 from bdaudit.attacks.bypass_blend import BypassBlend
 from bdaudit.attacks.bypass_patch import BypassPatch
-from bdaudit.attacks.triggers import BlendTrigger, checkerboard
+from bdaudit.attacks.triggers import BlendTrigger, tile
 from bdaudit.inputs.pool import Pool
 from bdaudit.runtime import generator
 from bdaudit.training.loop import Recipe
@@ -68,7 +68,7 @@ def test_one_step_descends_the_cross_entropy_less_lambda_times_the_discriminator
     """CE - lambda BCE(D(phi(x)), b) with the labels as they are poisoned, b the rows that are."""
     attack = BypassPatch(rate=0.1, strength=3.0)
     fresh, pool = make_tiny(), digits.first(100)
-    poisoned = attack.poison(pool, attack.make_trigger(pool.shape), attack.goal(0, 10), generator(0))
+    poisoned = attack.poison(pool, attack.make_trigger(pool.shape), attack.goal(0, 10), make_tiny(), generator(0))
     model = fresh.clone().train()
     attack.train(fresh, poisoned, Recipe(epochs=1, lr=0.5, momentum=0, schedule="constant"), generator(1))
     discriminator = made[-1].network
@@ -109,7 +109,7 @@ def test_the_discriminator_learns_from_features_and_leaves_the_model_alone() -> 
 def test_the_triggers_are_the_papers() -> None:
     """A 3 x 3 checkerboard in the corner; a picture mixed in by .2."""
     stamp = BypassPatch().make_trigger((1, 16, 16))
-    assert torch.equal(stamp.pattern[0, -3:, -3:], checkerboard(3))
+    assert torch.equal(stamp.pattern[0, -3:, -3:], tile("checkerboard", 3))
     assert stamp.weight.sum() == 9
     faint = BypassBlend().make_trigger((3, 16, 16), generator(0))
     assert isinstance(faint, BlendTrigger)

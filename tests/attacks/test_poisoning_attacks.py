@@ -46,7 +46,7 @@ class TestSIG:
 
     def test_only_rows_of_the_target_class_are_touched(self, digits: Pool) -> None:
         attack = SIG()
-        poisoned = attack.poison(digits, attack.make_trigger(digits.shape), Goal(4, 10), generator(0))
+        poisoned = attack.poison(digits, attack.make_trigger(digits.shape), Goal(4, 10), make_tiny(), generator(0))
         changed = (poisoned.pool.images != digits.images).flatten(1).any(dim=1)
         assert int(changed.sum()) == round(0.5 * int((digits.labels == 4).sum()))
         assert digits.labels[changed].unique().tolist() == [4]
@@ -82,7 +82,7 @@ class TestWaNet:
         attack = WaNet(rate=0.1, cross_ratio=2)
         trigger = attack.make_trigger(digits.shape, generator(0))
         same = Pool.of(digits.images[:1].expand(400, -1, -1, -1).contiguous(), torch.arange(400) % 10)
-        poisoned = attack.poison(same, trigger, Goal(0, 10), generator(0))
+        poisoned = attack.poison(same, trigger, Goal(0, 10), make_tiny(), generator(0))
         rows, noise = poisoned.poisoned, poisoned.cover
         assert (int(rows.sum()), int(noise.sum())) == (40, 80)
         assert torch.equal(poisoned.pool.labels[noise], same.labels[noise])
@@ -92,7 +92,9 @@ class TestWaNet:
 
     def test_without_a_cross_ratio_there_are_no_noise_rows(self, digits: Pool) -> None:
         attack = WaNet(cross_ratio=0)
-        poisoned = attack.poison(digits, attack.make_trigger(digits.shape, generator(0)), Goal(0, 10), generator(0))
+        poisoned = attack.poison(
+            digits, attack.make_trigger(digits.shape, generator(0)), Goal(0, 10), make_tiny(), generator(0)
+        )
         assert not poisoned.cover.any()
 
     def test_noise_rows_must_fit_beside_the_poisoned_ones(self, digits: Pool) -> None:
@@ -101,7 +103,7 @@ class TestWaNet:
         with pytest.raises(
             UsageError, match=r"rate=0.5 selects 50 rows and 100 cover rows, there are only 100 training"
         ):
-            attack.poison(digits.first(100), trigger, Goal(0, 10), generator(0))
+            attack.poison(digits.first(100), trigger, Goal(0, 10), make_tiny(), generator(0))
 
 
 def cells_changed(before: torch.Tensor, after: torch.Tensor, cells: int) -> torch.Tensor:
@@ -128,7 +130,7 @@ class TestAdaptiveBlend:
     def test_cover_rows_are_triggered_and_keep_their_labels(self, digits: Pool) -> None:
         attack = AdaptiveBlend(rate=0.05, cover_rate=0.1)
         trigger = attack.make_trigger(digits.shape, generator(0))
-        poisoned = attack.poison(digits, trigger, Goal(3, 10), generator(0))
+        poisoned = attack.poison(digits, trigger, Goal(3, 10), make_tiny(), generator(0))
         assert (int(poisoned.poisoned.sum()), int(poisoned.cover.sum())) == (90, 180)
         assert torch.equal(poisoned.pool.labels[poisoned.cover], digits.labels[poisoned.cover])
         assert (poisoned.pool.labels[poisoned.poisoned] == 3).all()

@@ -40,7 +40,7 @@ def surrogate(digits: Pool) -> Classifier:
 
 class TestBSDAdaptive:
     def test_the_noise_is_faint_and_pulls_unseen_images_to_the_target_more_than_chance_does(self, digits: Pool) -> None:
-        """|v| <= 8 levels; CE(f(x + v), t) falls on images that v was not found on, and three times as far as by any +-8 noise."""
+        """|v| <= 8 levels; CE(f(x + v), t) falls on unseen images, three times as far as by any +-8 noise."""
         train, test, _ = digits.shuffled(generator(0)).split(500, 400)
         pattern = BSDAdaptive(surrogate_epochs=5).make_trigger(train, 3, make_tiny(), generator(0)).pattern
         assert pattern.abs().max() == 8

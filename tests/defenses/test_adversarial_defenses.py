@@ -237,7 +237,7 @@ class TestIBAU:
     def test_it_takes_the_largest_rate_that_keeps_the_accuracy(
         self, digits: Pool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
     ) -> None:
-        """Held-out accuracy .80, then .60 at the rate asked for and .78 at a third of it, on rows that are not tuned on."""
+        """Held-out accuracy .80, then .60 at the rate asked for and .78 at a third of it, on rows not tuned on."""
         rates, tried, rows = iter([0.80, 0.60, 0.78]), [], []
 
         def accuracy_of(model: Classifier, pool: Pool) -> Rate:
@@ -316,7 +316,7 @@ class TestKFAC:
 
     @pytest.mark.parametrize("kl_clip", [1e9, 1e-8], ids=["unclipped", "clipped"])
     def test_a_step_is_natural_in_the_head_and_plain_elsewhere(self, digits: Pool, kl_clip: float) -> None:
-        """w1 = w - lr nu F^-1 grad in the head, nu = sqrt(kl_clip / (lr^2 grad' F^-1 grad)) or one; w - lr grad elsewhere."""
+        """w1 = w - lr nu F^-1 grad in the head, nu = sqrt(kl_clip / (lr^2 grad' F^-1 grad)) or 1; else w - lr g."""
         model, kfac = make_tiny(), Kfac(kl_clip=kl_clip)
         x, y = digits.images[:32], digits.labels[:32]
         start = {n: p.detach().clone() for n, p in model.named_parameters()}

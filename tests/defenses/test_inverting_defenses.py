@@ -161,7 +161,7 @@ def test_pam_tunes_batchnorms_statistics_but_does_not_move_them_along_the_path(d
 def test_pam_takes_the_largest_step_that_keeps_the_accuracy(
     digits: Pool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Held-out accuracy .80, then .60 at rho .9, .76 at .7, .78 at .5: three points allow .5, and no smaller is tried."""
+    """Held-out accuracy .80, then .60 at rho .9, .76 at .7, .78 at .5: three points allow .5, the last tried."""
     rates = iter([0.80, 0.60, 0.76, 0.78])
     rows: list[set[str]] = []
 

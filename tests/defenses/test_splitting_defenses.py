@@ -49,7 +49,7 @@ def parts(digits: Pool) -> tuple[Pool, Pool]:
 def poisoned(train: Pool, target: int, rate: float = 0.1) -> tuple[Poisoned, Trigger]:
     attack = BadNets(rate=rate)
     trigger = attack.make_trigger(train.shape)
-    return attack.poison(train, trigger, Goal(target, 10), generator(1)), trigger
+    return attack.poison(train, trigger, Goal(target, 10), make_tiny(), generator(1)), trigger
 
 
 def asr(model: Classifier, trigger: Trigger, test: Pool, target: int) -> float:
@@ -143,7 +143,7 @@ class TestEquations:
     def test_flagged_is_what_only_the_altruistic_model_learnt(
         self, digits: Pool, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """Labelled with the target, which g gives and f does not; rows of other labels only where there is no target."""
+        """Labelled with the target, which g gives and f does not; rows of other labels only if there is no target."""
         f, g = make_tiny(), make_tiny()
         said = {
             id(f): losses([0.0, 9.0, 9.0, 0.0, 9.0, 0.0], [0, 2, 2, 3, 2, 1]),
@@ -265,7 +265,10 @@ class TestABL:
         assert model.head.weight.grad.abs().sum() > 0  # type: ignore[union-attr]
 
     def test_the_learning_rate_falls_after_40_and_60_of_70_epochs(self) -> None:
-        assert [in_steps(e / 70) for e in (0, 39, 40, 59, 60, 69)] == [1.0, 1.0, 0.1, 0.1, 0.01, 0.01]
+        paper, released, short = (in_steps(n) for n in (70, 60, 7))
+        assert [paper(e / 70) for e in (0, 39, 40, 59, 60, 69)] == [1.0, 1.0, 0.1, 0.1, 0.01, 0.01]
+        assert [released(e / 60) for e in (39, 40, 59)] == [1.0, 0.1, 0.1]
+        assert [short(e / 7) for e in (3, 4, 5, 6)] == [1.0, 0.1, 0.1, 0.01]
 
 
 class TestASD:
@@ -301,7 +304,7 @@ class TestASD:
         assert all(torch.equal(t, before[name]) for name, t in model.state_dict().items())
 
     def test_stages_follow_one_another(self, digits: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
-        """Seeds alone, then more of each class, half by loss, half by meta-split; what stays out is flagged if contradicted."""
+        """Seeds alone, then more of each class, half by loss, half by meta-split; contradicted others flagged."""
         monkeypatch.setattr(ASD, "_virtual", lambda self, model, train, rng: -100.0 * torch.arange(80))
         options = {**ASD.quick_options, "growing": 3, "growth": 2}
         train, clean = digits.first(80).labelled(torch.arange(80) % 10), digits.take(range(80, 300))

@@ -11,14 +11,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from support import make_tiny
 
-from bdaudit import api
+from bdaudit import api, plugins
 from bdaudit.attacks.triggers import patch
 from bdaudit.errors import OutputError, UsageError
 from bdaudit.flow.run import Run
 from bdaudit.inputs import scratch
 from bdaudit.inputs.classifier import Classifier
+from bdaudit.inputs.datasets import load_dataset
 from bdaudit.inputs.folders import write_folder
+from bdaudit.inputs.goal import Goal
 from bdaudit.inputs.pool import Pool, overlap, without
 from bdaudit.inputs.sources import open_source
 from bdaudit.runtime import generator
@@ -63,6 +66,23 @@ OPERATIONS: dict[str, Callable[[Pool], Pool]] = {
     "without nothing": lambda p: without(p, pool(3, 1)),
     "of floats": lambda p: Pool.of(p.images.float() / 255, p.labels, "seed0"),
 }
+
+
+@pytest.mark.parametrize("name", ["adaptive-blend", "bpp", "input-aware", "wanet"])
+def test_cover_rows_are_the_same_bits_beyond_the_limit(name: str, request: pytest.FixtureRequest) -> None:
+    """They draw from other images and from the generator, and pieces of three images change neither."""
+    cls = plugins.get("attack", name)
+    attack, train = cls(**{**cls.quick_options, "rate": 0.2}), load_dataset("digits").train.first(40)
+    model = make_tiny()
+    available = {"shape": train.shape, "train": train, "target": 0, "fresh": model, "rng": generator(0)}
+    trigger = attack.make_trigger(**attack.grant(available))
+    expected = attack.poison(train, trigger, Goal(0, 10), model, generator(1))
+    request.getfixturevalue("tiny_pieces")
+    got = attack.poison(train.take(range(40)), trigger, Goal(0, 10), model, generator(1))
+    assert mapped(got.pool.images)
+    assert expected.cover.any()
+    assert torch.equal(got.pool.images, expected.pool.images)
+    assert torch.equal(got.cover, expected.cover)
 
 
 @pytest.mark.parametrize("name", OPERATIONS)
@@ -239,7 +259,7 @@ print(work(large), status("VmHWM") - before)
 
 
 def test_memory_stays_bounded_beyond_the_limit(tmp_path: Path) -> None:
-    """A child that may take 48 MB for itself handles 98 MB of images, several times over; without the limit it cannot."""
+    """A child that may take 48 MB for itself handles 98 MB of images, several times over; without the limit, no."""
     images = np.random.default_rng(0).integers(0, 256, (8_000, 64, 64, 3), dtype=np.uint8)
     np.savez(tmp_path / "large.npz", images=images)
     np.savez(tmp_path / "small.npz", images=images[:20])

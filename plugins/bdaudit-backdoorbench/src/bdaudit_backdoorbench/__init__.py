@@ -50,8 +50,8 @@ class BackdoorBench(Importer):
     """Read a record of BackdoorBench: its model, its triggered images with both labels, and what defenses made of it.
 
     Wu et al., "BackdoorBench" (NeurIPS 2022), version 2's layout. A record is a folder that holds attack_result.pt, and
-    often bd_train_dataset/, bd_test_dataset/ and defense/NAME/defense_result.pt; any of the result files will do as well.
-    It holds no clean images.
+    often bd_train_dataset/, bd_test_dataset/ and defense/NAME/defense_result.pt; any of the result files will do as
+    well. It holds no clean images.
     """
 
     name = "backdoorbench"

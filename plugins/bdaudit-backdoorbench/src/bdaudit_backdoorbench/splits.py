@@ -111,7 +111,7 @@ class Files:
     shape: tuple[int, int, int]
 
     def place(self, path: object) -> tuple[str, ...] | None:
-        """Take what follows the images' folder in a recorded path, else its last two parts; None where that is no place.
+        """Take what follows the images' folder in a recorded path, else its last two parts; None if that is no place.
 
         Recorded paths are relative to where the author ran BackdoorBench, or from another machine altogether.
         """

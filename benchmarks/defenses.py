@@ -1,0 +1,129 @@
+"""Measure defenses on run folders: C-ACC, O-ASR, DER and seconds, on pure or contaminated pools; P-ASR if asked for.
+
+    python -m benchmarks.defenses RUN [RUN ...] --json FILE [--defense "NAME option=value ..." ...] [--clean 200 500]
+        [--eps 0 0.1] [--flagged 108] [--ra]
+    python -m benchmarks.defenses --table FILE [FILE ...]
+
+Every option of a defense is at its default unless it is named; without --defense, all that tune a given model. Each is
+handed what it asks for out of: so many clean images, so many flagged ones, the target, and the trigger for those that
+know it. eps is both shares (PL section 5): of the benign images that are triggered and labelled with the target, and of
+the flagged images that are clean; the totals stay. Defenses that know the trigger get pure pools only. --ra: the
+retuning attack afterwards, at its paper's count. Rows that FILE holds are not measured again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Iterable
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import torch
+from tabulate import tabulate
+
+from bdaudit import api, plugins
+from bdaudit.flow.contamination import Contamination, defender_pools
+from bdaudit.flow.run import Run, open_run
+from bdaudit.probes.base import PAPER_COUNTS
+from bdaudit.runtime import generator
+from bdaudit.training.metrics import der
+from bdaudit.training.progress import progress_shown
+from benchmarks import named
+from benchmarks.quick_flow import measure
+
+NAMES = {"c_acc": "C-ACC", "o_asr": "O-ASR", "p_asr": "P-ASR", "der": "DER"}
+AXES = ("run", "clean", "eps", "flagged", "seed", "defense")
+
+
+def main() -> None:
+    """Measure what is missing, or print the table of what was measured."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("runs", nargs="*", type=Path)
+    parser.add_argument("--defense", nargs="+", default=tuning_defenses(), metavar='"NAME option=value ..."')
+    parser.add_argument("--clean", nargs="+", type=int, default=[500])
+    parser.add_argument("--eps", nargs="+", type=float, default=[0.0])
+    parser.add_argument("--flagged", type=int, default=108)
+    parser.add_argument("--images", type=int, default=2000, help="test images to measure on, at most")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--ra", action="store_true")
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--table", type=Path, nargs="+", metavar="FILE")
+    args = parser.parse_args()
+    if args.table:
+        print(table([row for file in args.table for row in json.loads(file.read_text())]))
+        return
+    if not args.runs or not args.json:
+        parser.error("give run folders and --json, or --table")
+    rows: list[dict[str, Any]] = json.loads(args.json.read_text()) if args.json.exists() else []
+    for run, clean, eps, defense in product(map(open_run, args.runs), args.clean, args.eps, ["", *args.defense]):
+        at = dict(zip(AXES, (run.folder.name, clean, eps, args.flagged, args.seed, defense), strict=True))
+        if any(at.items() <= known.items() for known in rows) or (not defense and eps):
+            continue
+        if eps and defense and plugins.get("defense", named(defense)[0]).oracle():
+            continue
+        rows.append(at | {"attack": run.record.attack} | measured(run, defense, clean, eps, args))
+        args.json.write_text(json.dumps(rows, indent=1) + "\n")
+        print({k: round(v, 4) if isinstance(v, float) else v for k, v in rows[-1].items()}, flush=True)
+
+
+def tuning_defenses() -> list[str]:
+    """Name the defenses that tune a given model, rather than train one on an untrusted set."""
+    found = plugins.registry().of_kind("defense").values()
+    return sorted(row.cls.name for row in found if not {"fresh", "train"} & set(row.cls.wants()))
+
+
+def measured(run: Run, spec: str, clean: int, eps: float, args: argparse.Namespace) -> dict[str, Any]:
+    """Purify a run's model by one defense, '' for none, and measure what comes out."""
+    model, seconds = api.load(run.model_path).classifier, 0.0
+    if spec:
+        name, options = named(spec)
+        pools = defender_pools(run, Contamination(eps, eps), args.seed, budget=clean, flagged=args.flagged)
+        known = dict(zip(("clean", "malicious"), pools, strict=True))
+        known |= {"target": run.goal.target, "trigger": run.trigger, "rng": generator(args.seed)}
+        start = time.perf_counter()
+        with progress_shown():
+            model = plugins.get("defense", name).parse(options).run({"model": model, **known})
+        seconds = time.perf_counter() - start
+    poisoned, _ = PAPER_COUNTS.get(run.record.attack, PAPER_COUNTS["badnets"])
+    return {
+        "seconds": round(seconds, 1),
+        "threads": torch.get_num_threads(),
+        **({"ra": poisoned} if args.ra else {}),
+        **measure(run, model, retune=args.ra, poisoned=poisoned, images=args.images),
+    }
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """Lay out one line a defense and pools: for each attack the means over runs, and time in parts of FT's."""
+    suspects = {row["run"]: row for row in rows if not row["defense"]}
+    for row in rows:
+        if before := suspects.get(row["run"]):
+            row["der"] = der(before["c_acc"], row["c_acc"], before["o_asr"], row["o_asr"])
+    ft = {(row["run"], row["clean"], row["eps"]): row["seconds"] for row in rows if row["defense"] == "ft"}
+    figures = [key for key in ("c_acc", "o_asr", "p_asr", "der") if any(key in row for row in rows)]
+    columns = list(product(dict.fromkeys(row["attack"] for row in rows), figures))
+    lines = []
+    for place in dict.fromkeys((row["defense"], row["clean"], row["eps"]) for row in rows):
+        of = [row for row in rows if (row["defense"], row["clean"], row["eps"]) == place]
+        found = [percent(row[key] for row in of if row["attack"] == attack and key in row) for attack, key in columns]
+        times = [row["seconds"] / ft[at] for row in of if (at := (row["run"], row["clean"], row["eps"])) in ft]
+        lines.append([*place, *found, f"{statistics.median(times):.1f}" if times else ""])
+    heads = [f"{attack}: {NAMES[key]}" for attack, key in columns]
+    return tabulate(lines, ["defense", "clean", "eps", *heads, "time / FT"], tablefmt="github", disable_numparse=True)
+
+
+def percent(values: Iterable[float]) -> str:
+    """Show the mean of fractions in percent, with the least and the largest where there are several."""
+    found = [100 * value for value in values]
+    if not found:
+        return ""
+    spread = f" ({min(found):.1f} to {max(found):.1f})" if len(found) > 1 else ""
+    return f"{statistics.mean(found):.1f}{spread}"
+
+
+if __name__ == "__main__":
+    main()
