@@ -148,9 +148,9 @@ class Attack(Preset):
         """
         poisoned, cover = self._draw(train, goal, rng)
         pool = train.map(Tensor.clone)
-        for rows in poisoned.nonzero().flatten().split(AT_ONCE):
+        for rows in torch.split(poisoned.nonzero().flatten(), AT_ONCE):
             pool.images[rows] = self.plant(train.images[rows], trigger, rng)
-        for rows in cover.nonzero().flatten().split(AT_ONCE):
+        for rows in torch.split(cover.nonzero().flatten(), AT_ONCE):
             others = (rows + torch.randint(1, max(2, len(train)), rows.shape, generator=rng)) % len(train)
             pool.images[rows] = self.plant_cover(train.images[rows], train.images[others], trigger, rng)
         labels = train.labels.clone()

@@ -130,7 +130,7 @@ class InputAware(Attack):
         sample = train.sample(512, spawn(rng)).images
         made.settle(made.mask, sample)
         trigger = InputAwareTrigger(made, layout)
-        density = torch.cat([trigger.network.masks(x / 255).flatten(1).mean(1) for x in sample.split(64)]).mean()
+        density = torch.cat([trigger.network.masks(x / 255).flatten(1).mean(1) for x in torch.split(sample, 64)]).mean()
         say(f"input-aware: masks cover {density:.1%} of an image")
         return trigger
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
@@ -89,7 +89,7 @@ def quiet_pillow() -> Iterator[None]:
 
 
 @contextmanager
-def opened(file: BinaryIO, formats: Sequence[str] = FORMATS) -> Iterator[Image.Image]:
+def opened(file: BinaryIO, formats: tuple[str, ...] = FORMATS) -> Iterator[Image.Image]:
     """Open an image of bounded size, and turn whatever Pillow raises over it into Unusable."""
     size = os.fstat(file.fileno()).st_size
     if not size:

@@ -76,7 +76,7 @@ def encode(path: Path) -> str:
             quiet_pillow(),
             open_folder(path.parent) as folder,
             open_below(folder, path.name) as file,
-            opened(file, ["PNG"]) as image,
+            opened(file, ("PNG",)) as image,
         ):
             if image.width * image.height > MAX_PIXELS:
                 return ""
