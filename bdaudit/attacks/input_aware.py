@@ -103,14 +103,14 @@ class InputAware(Attack):
     density: float = option(0.032, "share of the image above which masks are drawn back", cite="released", gt=0, lt=1)
     norm_weight: float = option(100.0, "weight of the masks' density", cite="released", ge=0)
     diversity: float = option(1.0, "weight of the difference between two images' triggers", cite="released", ge=0)
-    mask_steps: int = option(240, "steps of 128 images in which masks learn alone", cite="released: 25 epochs", ge=1)
+    mask_steps: int = option(160, "steps of 128 images in which masks learn alone", cite="released: 25 epochs", ge=1)
     lr: float = option(
         0.01,
         "learning rate of the generators' Adam; the pattern's follows the recipe's schedule",
         cite="released",
         gt=0,
     )
-    width: int = option(16, "channels of the generators at full resolution", cite="released: 32", ge=1, le=256)
+    width: int = option(12, "channels of the generators at full resolution", cite="released: 32", ge=1, le=256)
 
     def make_trigger(self, train: Pool, fresh: Classifier, rng: torch.Generator) -> InputAwareTrigger:
         """Train the masks; the pattern is still random."""
