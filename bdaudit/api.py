@@ -14,7 +14,7 @@ from bdaudit import plugins
 from bdaudit.attacks.base import Attack
 from bdaudit.attacks.triggers import Trigger
 from bdaudit.defenses.base import Defense
-from bdaudit.errors import InputError, UsageError, one_line
+from bdaudit.errors import InputError, UsageError, first_mistake, one_line
 from bdaudit.flow import audit as flow
 from bdaudit.flow.evidence import Evidence
 from bdaudit.flow.gather import audit_evidence, default_clean, purification_evidence, with_pools
@@ -25,7 +25,16 @@ from bdaudit.flow.output import is_audit, write_audit
 from bdaudit.flow.pools import Images, as_pool, pool_for
 from bdaudit.flow.run import Run, is_run, open_run
 from bdaudit.flow.screening import Screened, is_screen, screen_evidence, write_screen
-from bdaudit.flow.splitting import Halves, check_splitter, is_split, open_train, origins_in, split_set, write_split
+from bdaudit.flow.splitting import (
+    Halves,
+    check_splitter,
+    is_split,
+    open_train,
+    origins_in,
+    split_set,
+    training_part,
+    write_split,
+)
 from bdaudit.flow.suspect import PathLike, Suspect, load, open_second, open_suspect, wrap
 from bdaudit.flow.tracking import tell_trackers
 from bdaudit.importers import Importer
@@ -37,7 +46,7 @@ from bdaudit.inputs.files import atomic_folder, check_writable, sha256
 from bdaudit.inputs.toml import read_toml
 from bdaudit.probes.base import Probe
 from bdaudit.report.pictures import encode
-from bdaudit.report.schema import Exhibit, Granted, Policy, Report
+from bdaudit.report.schema import Exhibit, Granted, Measurement, Policy, Report
 from bdaudit.runtime import Runtime, generator, pick_device
 
 __all__ = ["attack", "audit", "demo", "import_record", "load", "purify", "save", "screen", "split", "twin"]
@@ -61,13 +70,16 @@ def purify(
     screen: bool = False,
     seed: int = 0,
     device: str = "auto",
+    checkpoints: PathLike | None = None,
+    found: list[Measurement] | None = None,
 ) -> M:
     """Purify a model and return the result as the same type; the model given stays as it was.
 
     model: a `Classifier`, or any module whose last layer is linear and which takes floats in [0, 1] (or
     normalised as `normalisation` names). clean, malicious, train: folders, .npz or .csv files, pools, or tensors.
     target: else the class that the model gives most malicious images. trigger: for oracle defenses only.
-    screen: screen clean and malicious images against each other first.
+    screen: screen clean and malicious images against each other first. checkpoints: a folder to keep the state of long
+    training in, and to go on from. found: gets what the defense found on the way: findings, pictures, notes, files.
     """
     if not isinstance(model, nn.Module):
         raise UsageError("purify wants a model in memory: bdaudit.load(path).classifier opens a file")
@@ -87,8 +99,11 @@ def purify(
         train=train,
         screen_with=generator(seed) if screen else None,
     )
-    purified = flow.purify(chosen, evidence, seed)[0].model
-    result = purified if isinstance(model, Classifier) else purified.body
+    kept = Path(checkpoints) if checkpoints is not None else None
+    purified, _ = flow.purify(chosen, evidence, seed, checkpoints=kept)
+    if found is not None:
+        found.append(purified.found)
+    result = purified.model if isinstance(model, Classifier) else purified.model.body
     return result.to(next(model.parameters()).device)  # type: ignore[return-value]
 
 
@@ -120,11 +135,12 @@ def audit(
     """Audit a model after a defense, or a model that somebody else purified: purify, retune, query, judge.
 
     run: a run folder, whose trigger is then known. Without one, `malicious` images are cut into disjoint parts
-    for the defense, for reactivation and for evaluation. screen: the defense's are screened. options: `name` for the defense, `probe.name` for
-    probes. reference: a clean or exactly purified model; made by `ep` where the trigger is known.
-    others: further purified models, which the probe `transfer` tries its perturbations on.
+    for the defense, for reactivation and for evaluation. screen: the defense's are screened. options: `name` for the
+    defense, `probe.name` for probes. reference: a clean or exactly purified model; made by `ep` where the trigger is
+    known. others: further purified models, which the probe `transfer` tries its perturbations on.
     evaluate: images per rate, at most. out: a folder to write report.json, report.html and the purified model to.
-    keep: a folder of purifications and measurements: those that nothing has changed for are taken from it, others added.
+    keep: a folder of purifications and measurements: those that nothing has changed for are taken from it, others
+    added.
     track: hand the finished report to the installed trackers.
     """
     if (defense is None) == (purified is None):
@@ -228,6 +244,7 @@ def split(
 ) -> Halves:
     """Split an untrusted training set into clean and flagged images, by a defense that trains a model on it.
 
+    train: a folder (or one with train/ and test/ in it), an .npz or a .csv file, or a data set's name.
     clean: clean images with labels, for a defense that starts from them (asd). model: a file whose architecture,
     classes and preprocessing to take, else `arch` and what the set itself says.
     out: a folder to write both pools, scores and charts to, whole or not at all. checkpoints: a folder to keep the
@@ -236,11 +253,12 @@ def split(
     chosen = check_splitter(by if isinstance(by, Defense) else plugins.get("defense", by).parse(options))
     with ExitStack() as stack:
         folder = stack.enter_context(atomic_folder(out, replace_if=is_split)) if out is not None else None
-        opened, pool, notes = open_train(train, model, arch, normalisation, device)
-        root = origins_in(train)
-        keep = Path(checkpoints) if checkpoints is not None else None
+        part = training_part(train)
+        opened, pool, notes = open_train(part, model, arch, normalisation, device)
+        root = origins_in(part)
+        kept = Path(checkpoints) if checkpoints is not None else None
         seeds = pool_for(clean, opened, "clean", labelled=True) if clean is not None else None
-        result = split_set(chosen, opened, pool, seed, root=root, clean=seeds, notes=notes, keep=keep)
+        result = split_set(chosen, opened, pool, seed, root=root, clean=seeds, notes=notes, checkpoints=kept)
         if folder is not None:
             write_split(folder, result, opened.classes, root)
     return result
@@ -290,13 +308,12 @@ def twin(
     sizes: Sizes | None = None,
     epochs: int | None = None,
     lr: float | None = None,
-    data_root: Path | None = None,
     seed: int = 0,
     device: str = "auto",
 ) -> Path:
     """Train the clean twin of all attacks on the same data with the same sizes and seed, and write its model file."""
     check_writable(out)
-    dataset = data if isinstance(data, Dataset) else load_dataset(data, root=data_root)
+    dataset = data if isinstance(data, Dataset) else load_dataset(data)
     model = clean_twin(
         dataset,
         spec=architectures.complete(architectures.from_user(arch or dataset.arch)),
@@ -408,12 +425,8 @@ def load_policy(policy: Policy | PathLike | None) -> Policy:
     try:
         return Policy.model_validate(read_toml(policy, f"--policy {one_line(policy)}"))
     except ValidationError as e:
-        first = e.errors(include_url=False)[0]
-        where = ".".join(str(p) for p in first["loc"])
         known = ", ".join(Policy.model_fields)
-        raise InputError(
-            f"--policy {one_line(policy)}: {one_line(where, 60)}: {first['msg'].lower()} (known: {known})"
-        ) from None
+        raise InputError(f"--policy {one_line(policy)}: {first_mistake(e)} (known: {known})") from None
 
 
 def save(suspect: Suspect, purified: Classifier, out: PathLike, granted: Sequence[Granted], defense: Defense) -> None:

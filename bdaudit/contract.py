@@ -16,7 +16,7 @@ from typing import Any, ClassVar, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from pydantic.fields import FieldInfo
 
-from bdaudit.errors import MissingInput, OptionError, PluginError, did_you_mean, one_line
+from bdaudit.errors import MissingInput, OptionError, PluginError, did_you_mean, first_mistake, one_line
 
 
 @dataclass(frozen=True)
@@ -89,11 +89,7 @@ class Plugin(BaseModel):
         try:
             return cls(**options)
         except ValidationError as e:
-            first = e.errors()[0]
-            where = ".".join(str(part) for part in first["loc"]) or "options"
-            said = first["msg"].removeprefix("Value error, ").lower()
-            got = f", got {one_line(repr(first['input']), 60)}" if first["loc"] else ""
-            raise OptionError(f"{cls.name}: -o {where}: {said}{got}") from None
+            raise OptionError(f"{cls.name}: -o {first_mistake(e)}") from None
 
     @classmethod
     def needs(cls) -> tuple[str, ...]:

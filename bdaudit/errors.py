@@ -14,8 +14,14 @@
 A message says what was got, what was expected and what to do, in one line.
 """
 
+from __future__ import annotations
+
 import difflib
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pydantic import ValidationError
 
 WARNING = "warning: "
 """How a note begins that is shown even where progress is not: it changes what a result means."""
@@ -77,6 +83,15 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     """Name the closest known words, ready to append to a message ('' if none is close)."""
     close = difflib.get_close_matches(name, list(known), n=3, cutoff=0.5)
     return f"; did you mean {' or '.join(close)}?" if close else ""
+
+
+def first_mistake(e: ValidationError) -> str:
+    """Word the first thing that pydantic found wrong: `epochs: input should be greater than 0, got -1`."""
+    first = e.errors(include_url=False)[0]
+    where = ".".join(str(part) for part in first["loc"][:2])
+    said = first["msg"].removeprefix("Value error, ").lower()
+    got = f", got {one_line(repr(first['input']), 60)}" if where else ""
+    return f"{one_line(where or 'options', 60)}: {said}{got}"
 
 
 def one_line(text: object, limit: int = 300) -> str:

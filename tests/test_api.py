@@ -10,12 +10,14 @@ import pytest
 import torch
 
 import bdaudit
-from bdaudit import api
+from bdaudit import api, plugins
 from bdaudit.defenses.ft import FT
 from bdaudit.errors import ImageError, MissingInput, OptionError, UsageError
 from bdaudit.flow.run import Run
 from bdaudit.inputs.classifier import Classifier
 from bdaudit.inputs.pool import Pool
+from bdaudit.report.schema import Measurement
+from bdaudit.training import resume
 
 DEMO = Path(__file__).parent.parent / "docs" / "demo.py"
 
@@ -135,3 +137,28 @@ def test_in_training_defenses_get_a_fresh_model_and_the_training_set(run: Run) -
     c_acc = report.find("c_acc")
     assert c_acc is not None
     assert c_acc.value > 0.5
+
+
+def test_purify_hands_out_what_the_defense_found(suspect: Classifier, run: Run) -> None:
+    found: list[Measurement] = []
+    options = {**plugins.get("defense", "bti-dbf").quick_options}
+    clean = run.pool("clean").first(64)
+    bdaudit.purify(suspect, clean=clean, defense="bti-dbf", options=options, device="cpu", found=found)
+    [measurement] = found
+    assert measurement.findings
+    assert "bti-dbf-generator.safetensors" in measurement.artifacts
+
+
+def test_purify_keeps_checkpoints_where_it_is_told(
+    suspect: Classifier, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While it trains; once it has ended well they are gone."""
+    kept: list[Path] = []
+    monkeypatch.setattr(resume, "_save", lambda path, *state: kept.append(path))
+    options = {**plugins.get("defense", "abl").quick_options}
+    bdaudit.purify(
+        suspect, clean=run.pool("clean"), train=run.pool("train").first(300), defense="abl", options=options,
+        device="cpu", checkpoints=tmp_path / "kept",
+    )  # fmt: skip
+    assert {path.parent for path in kept} == {tmp_path / "kept"}
+    assert not (tmp_path / "kept").exists()

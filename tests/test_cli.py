@@ -20,7 +20,7 @@ from PIL import Image
 from report.reports import audited
 from support import snapshot
 
-from bdaudit.cli.main import _run
+from bdaudit.cli.main import COMMANDS, _run
 from bdaudit.flow import proxy
 from bdaudit.flow.output import is_audit
 from bdaudit.flow.run import Run
@@ -548,7 +548,7 @@ def test_unknown_commands_and_help(capsys: pytest.CaptureFixture[str]) -> None:
     assert "did you mean purify" in capsys.readouterr().err
     assert call("--help") == 0
     assert "Exit codes" in capsys.readouterr().out
-    for name in ("demo", "attack", "screen", "split", "purify", "audit", "import", "report", "plugins", "doctor"):
+    for name in COMMANDS:
         assert call(name, "--help") == 0
 
 

@@ -7,6 +7,7 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree as ET
 
 import pytest
@@ -226,6 +227,16 @@ def test_bad_input_gives_one_line_exit_code_2_and_no_output(
     [error] = [line for line in printed.err.splitlines() if not line.startswith("warning: plugin")]
     assert message in error
     assert snapshot(tmp_path) == before
+
+
+@pytest.mark.parametrize("like_a_model", [True, False])
+def test_of_a_folder_with_a_training_and_a_test_set_the_training_set_is_split(run: Run, like_a_model: bool) -> None:
+    """Whatever says what model to train: its rows, their files, and which of them are poisoned."""
+    like: dict[str, Any] = {"model": run.model_path} if like_a_model else {"arch": "small_cnn:width=2"}
+    made = bdaudit.split(run.folder, by="abl", options={"isolation_epochs": 1}, device="cpu", **like)
+    assert made.train.digest() == run.pool("train").digest()
+    assert made.poisoned is not None
+    assert made.record.provenance["train"]["source"] == "train"
 
 
 def test_poisoned_rows_are_known_of_a_runs_own_set_alone(run: Run, tmp_path: Path) -> None:

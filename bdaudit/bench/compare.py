@@ -6,10 +6,10 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from bdaudit.bench.show import Figure, default_figures, figure, word
+from bdaudit.bench.pivot import Figure, default_figures, figure, word
 from bdaudit.bench.store import COORDINATES, CellRow, Result, Store
 from bdaudit.errors import InputError
-from bdaudit.report import content
+from bdaudit.report import words
 from bdaudit.report.tables import Table
 
 Place = tuple[str, ...]
@@ -29,7 +29,7 @@ class Side:
         """Read one bench."""
         results = store.results()
         cells = {_place(c, COORDINATES): c for c in store.cells() if c.state == "done"}
-        values = {(r.cell.cell, Figure(r.probe, r.subject, r.metric, r.variant)): r for r in results}
+        values = {(r.cell.cell, Figure.of(r)): r for r in results}
         return cls(cells, values, results)
 
 
@@ -52,7 +52,14 @@ def compare(a: Store, b: Store, metrics: Sequence[str] = ()) -> Comparison:
     groups: dict[Place, list[Place]] = {}
     for place in shared:
         groups.setdefault(tuple(place[i] for i in axes), []).append(place)
-    rows = [[*where, *(_change(places, f, left, right) for f in figures), _verdicts(places, left, right)] for where, places in groups.items()]  # fmt: skip
+    rows = [
+        [
+            *(words.clean(w, 80) for w in where),
+            *(_change(places, f, left, right) for f in figures),
+            _verdicts(places, left, right),
+        ]
+        for where, places in groups.items()
+    ]
     headers = [*(GROUP[i] for i in axes), *(f.header for f in figures), "verdicts"]
     same = sum(left.cells[p].cell == right.cells[p].cell for p in shared)
     notes = ["A -> B (difference in points, ± standard deviation of the differences over paired seeds)."]
@@ -72,9 +79,9 @@ def _change(places: Sequence[Place], figure: Figure, left: Side, right: Side) ->
     ]
     if not pairs:
         return ""
-    one, two = (content.figure(statistics.fmean(v), figure.metric) for v in zip(*pairs, strict=True))
+    one, two = (words.figure(statistics.fmean(v), figure.metric) for v in zip(*pairs, strict=True))
     differences = [y - x for x, y in pairs]
-    scale = 1 if figure.metric in content.NUMBERS else 100
+    scale = 1 if figure.metric in words.NUMBERS else 100
     change = f"{scale * statistics.fmean(differences):+.1f}"
     spread = f" ± {scale * statistics.stdev(differences):.1f}" if len(differences) > 1 else ""
     return f"{one} -> {two} ({change}{spread})"
@@ -88,4 +95,4 @@ def _verdicts(places: Sequence[Place], left: Side, right: Side) -> str:
 
 
 def _place(cell: CellRow, axes: Sequence[str]) -> Place:
-    return tuple(content.clean(word(axis, cell.coordinates[axis]), 80) for axis in axes)
+    return tuple(word(axis, cell.coordinates[axis]) for axis in axes)

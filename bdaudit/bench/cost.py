@@ -1,11 +1,11 @@
-"""How long a grid will take: by what was measured, else reckoned from images through the network. Rough, and says so."""
+"""How long a grid will take: by what was measured, else reckoned from images through the network. Rough, it says so."""
 
 from __future__ import annotations
 
-import statistics
 import time
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
@@ -44,28 +44,45 @@ def _option(plugin: Plugin, names: Sequence[str], otherwise: int) -> int:
     return next((v for v in values if isinstance(v, int) and v > 0), otherwise)
 
 
+@dataclass
+class Mean:
+    """A running mean: it is asked for every waiting stage whenever one ends."""
+
+    total: float = 0.0
+    count: int = 0
+
+    def add(self, value: float) -> None:
+        self.total, self.count = self.total + value, self.count + 1
+
+    @property
+    def value(self) -> float:
+        return self.total / self.count
+
+
 class Estimate:
     """Seconds of each stage: measured of stages like it, else of its kind and scaled by passes, else reckoned."""
 
-    def __init__(self, stages: Sequence[Stage], measured: Mapping[str, float], speed: float | None = None) -> None:
-        self.alike: defaultdict[str, list[float]] = defaultdict(list)
-        self.pace: defaultdict[str, list[float]] = defaultdict(list)
-        self.speed = speed
+    speed: float | None = None
+    """Images a second, where nothing was measured."""
+
+    def __init__(self, stages: Sequence[Stage], measured: Mapping[str, float]) -> None:
+        self.alike: defaultdict[str, Mean] = defaultdict(Mean)
+        self.pace: defaultdict[str, Mean] = defaultdict(Mean)
         for stage in stages:
             if stage.key in measured:
                 self.add(stage, measured[stage.key])
 
     def add(self, stage: Stage, seconds: float) -> None:
         """Learn from a stage that has finished."""
-        self.alike[stage.like].append(seconds)
-        self.pace[stage.kind].append(seconds / max(1, stage.passes))
+        self.alike[stage.like].add(seconds)
+        self.pace[stage.kind].add(seconds / max(1, stage.passes))
 
     def seconds(self, stage: Stage) -> float | None:
         """Predict one stage; None where nothing like it is known."""
         if stage.like in self.alike:
-            return statistics.fmean(self.alike[stage.like])
+            return self.alike[stage.like].value
         if stage.kind in self.pace:
-            return statistics.fmean(self.pace[stage.kind]) * stage.passes
+            return self.pace[stage.kind].value * stage.passes
         return stage.passes / self.speed if self.speed else None
 
     def total(self, stages: Iterable[Stage]) -> float | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import time
+from collections.abc import Sequence
 from multiprocessing.connection import wait
 
 from bdaudit.bench.plan import Stage
@@ -10,29 +10,27 @@ from bdaudit.bench.process import Job, Outcome, Started
 
 
 class Local:
-    """Runs so many stages at a time; gpus: the devices that they are spread over, if any."""
+    """Runs as many stages at a time as there are places: each a GPU, which several may share, or (None) some cores."""
 
     def __init__(
-        self, folder: str, *, workers: int, threads: int = 1, limit: float | None = None, gpus: tuple[str, ...] = ()
+        self, folder: str, places: Sequence[str | None], *, threads: int = 1, limit: float | None = None
     ) -> None:
-        self.workers = self.capacity = workers
+        self.workers = self.capacity = len(places)
         self.folder, self.threads, self.limit = folder, threads, limit
-        self.running: dict[str | int, Started] = {}
-        # What a stage occupies while it runs: a GPU, which several may share, or a place among the cores.
-        self.free: list[str | None] = [gpus[i % len(gpus)] if gpus else None for i in range(workers)]
+        self.running: dict[str, Started] = {}
+        self.free = list(places)
 
     def submit(self, stage: Stage) -> None:
         """Start a stage; no more than `capacity` may be under way."""
         job = Job(stage, self.folder, self.threads, self.limit, self.free.pop(0))
         self.running[stage.key] = Started(job)
 
-    def wait(self, seconds: float) -> list[Outcome]:
-        """Wait until a stage ends, but no longer than so; return those that have."""
-        until = time.monotonic() + seconds
+    def wait(self) -> list[Outcome]:
+        """Wait until a stage ends; return those that have."""
         ended: list[Outcome] = []
         while not ended and self.running:
-            patience = min([until - time.monotonic(), *(s.left for s in self.running.values() if s.left is not None)])
-            ready = wait([s.answer for s in self.running.values()], max(0.0, patience))
+            patience = min((s.left for s in self.running.values() if s.left is not None), default=None)
+            ready = wait([s.answer for s in self.running.values()], patience)
             for key, started in list(self.running.items()):
                 if started.answer in ready:
                     ended.append(started.outcome())
@@ -42,8 +40,6 @@ class Local:
                     continue
                 del self.running[key]
                 self.free.append(started.job.gpu)
-            if time.monotonic() >= until:
-                break
         return ended
 
     def close(self) -> None:

@@ -1,9 +1,10 @@
-"""Stages on a Ray cluster: one that is there already, or one on this machine. The folder must be visible from every node."""
+"""Stages on a Ray cluster: one that is there already, or one on this machine. Every node must see the folder."""
 
 from __future__ import annotations
 
 import os
 import time
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -11,7 +12,8 @@ from bdaudit.bench.plan import Stage
 from bdaudit.bench.process import Job, Outcome, run_to_end
 from bdaudit.errors import BdauditError, UsageError, one_line
 
-MANY = 1_000_000
+QUEUED = 4
+"""Stages that wait at Ray for each that runs: it never idles, and what is ready later can still go first."""
 
 
 class OnRay:
@@ -20,8 +22,6 @@ class OnRay:
     address: of a cluster's head, or `auto`; None: RAY_ADDRESS, else a cluster on this machine alone. cuda: each stage
     takes a GPU where the cluster has any (None), always (True) or never (False).
     """
-
-    capacity = MANY
 
     def __init__(
         self,
@@ -42,6 +42,7 @@ class OnRay:
         if cuda and not gpus:
             raise UsageError("--device cuda: the Ray cluster has no GPU; use --device cpu or auto")
         self.workers = gpus or max(1, int(there.get("CPU", 1)) // threads)
+        self.capacity = QUEUED * self.workers
         self.task = ray.remote(num_cpus=threads, num_gpus=int(bool(gpus)), max_retries=0)(_on_a_node)
         self.running: dict[Any, str] = {}
 
@@ -49,14 +50,16 @@ class OnRay:
         """Queue a stage."""
         self.running[self.task.remote(Job(stage, self.folder, self.threads, self.limit))] = stage.key
 
-    def wait(self, seconds: float) -> list[Outcome]:
-        """Wait until a stage ends, but no longer than so; return those that have."""
-        ready, _ = self.ray.wait(list(self.running), num_returns=1, timeout=seconds)
+    def wait(self) -> list[Outcome]:
+        """Wait until a stage ends; return those that have."""
+        ready, _ = self.ray.wait(list(self.running), num_returns=1)
         return [self._outcome(ref, self.running.pop(ref)) for ref in ready]
 
     def _outcome(self, ref: Any, key: str) -> Outcome:
         try:
             outcome: Outcome = self.ray.get(ref)
+        except self.ray.exceptions.RayTaskError as e:  # what runs there cannot even begin, here or on another node
+            return Outcome(key, "failed", reason=f"on a node: {type(e.cause).__name__}: {one_line(e.cause, 300)}")
         except self.ray.exceptions.RayError as e:
             time.sleep(0.2)  # what a dying node still offers is not taken up at once again
             return Outcome(key, "lost", reason=f"its worker was lost ({type(e).__name__})")
@@ -64,8 +67,9 @@ class OnRay:
 
     def close(self) -> None:
         """Stop what is under way, and the cluster if it was started for this."""
-        for ref in self.running:
-            self.ray.cancel(ref, force=True)
+        with suppress(Exception):  # the cluster may be gone, and why is being told already
+            for ref in self.running:
+                self.ray.cancel(ref, force=True)
         self.running.clear()
         if self.ours:
             self.ray.shutdown()
@@ -93,4 +97,4 @@ def _connect(ray: Any, address: str | None) -> None:
         ray.init(address="local" if alone else address, log_to_driver=False, logging_level="ERROR", **settings)
     except Exception as e:  # Ray raises that very class where a node does not start in time
         where = f"at {one_line(address, 80)}" if address else "here"
-        raise BdauditError(f"--executor ray: no Ray cluster {where} ({one_line(e, 200)})") from None
+        raise BdauditError(f"--executor ray: no Ray cluster {where} ({one_line(e, 200)})") from e

@@ -1,4 +1,4 @@
-"""What a grid comes to: stages addressed by everything that can change them, each made once however many cells need it."""
+"""What a grid comes to: stages addressed by everything that can change them, each made once for all that need it."""
 
 from __future__ import annotations
 
@@ -11,14 +11,16 @@ from typing import Any, get_args
 from bdaudit.bench.cost import passes_of_audit
 from bdaudit.bench.grid import Choice, Grid, Place
 from bdaudit.bench.store import Kind, place_of
+from bdaudit.errors import UsageError, one_line
 from bdaudit.flow.code import code_digest
 from bdaudit.flow.contamination import Contamination
+from bdaudit.flow.identity import digest, plugin_identity
 from bdaudit.flow.implant import Sizes, cut
-from bdaudit.flow.memo import digest, plugin_identity
 from bdaudit.inputs.architectures import complete, from_user
 from bdaudit.inputs.classifier import ArchSpec
 from bdaudit.inputs.datasets import Dataset, load_dataset
 from bdaudit.inputs.files import sha256
+from bdaudit.inputs.goal import Goal
 from bdaudit.runtime import generator
 
 ADDRESS = 16
@@ -31,9 +33,9 @@ AUDITED_BY = ("bdaudit.flow.audit", "bdaudit.flow.gather", "bdaudit.flow.contami
 class Stage:
     """One piece of work: a clean twin, a backdoored model, or a cell's audit.
 
-    key: of everything that can change its result. needs: keys of the stages that it builds upon. spec: what whoever does
-    it is told, in JSON's terms. passes: reckoned images through the network, forward and backward. like: what stages have
-    in common that should take equally long.
+    key: of everything that can change its result. needs: keys of the stages that it builds upon. spec: what whoever
+    does it is told, in JSON's terms. passes: reckoned images through the network, forward and backward. like: what
+    stages have in common that should take equally long.
     """
 
     kind: Kind
@@ -71,9 +73,17 @@ class Plan:
 
 
 def make_plan(grid: Grid, device: str = "auto") -> Plan:
-    """Work out the stages of a grid. Raises UsageError for data or an architecture that there is not."""
+    """Work out the stages of a grid.
+
+    Raises UsageError for data or an architecture that there is not, and for more images than there are.
+    """
     planner = _Planner(grid, device)
     cells = tuple(Cell(place, planner.cell(place)) for place in grid.places())
+    there: dict[str, Place] = {}
+    for cell in cells:
+        if (same := there.setdefault(cell.stage.key, cell.place)) is not cell.place:
+            both = " and ".join(one_line(planner.label(place), 200) for place in (same, cell.place))
+            raise UsageError(f"the grid has a cell twice, under two names: {both}; leave one of them out")
     order = list(get_args(Kind))
     return Plan(grid, tuple(sorted(planner.stages.values(), key=lambda s: order.index(s.kind))), cells)
 
@@ -82,16 +92,6 @@ def data_digest(dataset: Dataset) -> str:
     """Hash all images and labels of a data set, and how they are fed to a network (hex)."""
     parts = [pool.digest() for pool in (dataset.train, dataset.test) if pool is not None]
     return digest([parts, list(dataset.classes), str(dataset.preprocessing), dataset.flip])
-
-
-def label_of(place: Place) -> str:
-    """Name a cell in a line of progress or in a list of failures."""
-    parts = [place.attack.label, place.defense.label]
-    if place.contamination != Contamination():
-        parts.append(f"contamination {place.contamination}")
-    if place.budget is not None:
-        parts.append(f"budget {place.budget}")
-    return ", ".join([*parts, f"seed {place.seed}"])
 
 
 @dataclass(frozen=True)
@@ -117,7 +117,7 @@ class _Planner:
         self.stages: dict[str, Stage] = {}
         choices = (*grid.attacks, *grid.defenses, *grid.probes)
         self.identities = {id(c): plugin_identity(c.plugin) for c in choices}
-        self.trained = {(data, arch): self._trained(data, arch) for data in grid.data for arch in grid.archs}
+        self.trained = {(data, arch): self._trained(data, arch) for data in grid.data for arch in grid.arch}
         self.audited = self._audited()
 
     def cell(self, place: Place) -> Stage:
@@ -143,23 +143,32 @@ class _Planner:
         return self._stage(
             "cell",
             identity,
-            label_of(place),
+            self.label(place),
             spec,
             needs=tuple(s.key for s in needs),
             passes=passes,
             like=f"{trained.like}, {place.defense.label}, {budget}",
         )
 
+    def label(self, place: Place) -> str:
+        """Name a cell in a line of progress or in a list of failures."""
+        named = [place.attack.label, place.defense.label]
+        if place.contamination != Contamination():
+            named.append(f"contamination {place.contamination}")
+        if place.budget is not None:
+            named.append(f"budget {place.budget}")
+        return self._label(place, *named)
+
     def _twin(self, place: Place) -> Stage:
         shared = self.trained[place.data, place.arch]
-        label = f"clean twin, seed {place.seed}"
-        return self._model("twin", [shared.identity, place.seed], label, {**shared.spec, "seed": place.seed}, shared)
+        label, spec = self._label(place, "clean twin"), shared.spec | {"seed": place.seed}
+        return self._model("twin", [shared.identity, place.seed], label, spec, shared)
 
     def _victim(self, place: Place) -> Stage:
         shared, attack = self.trained[place.data, place.arch], self._named(place.attack)
         spec = {**shared.spec, **_told(attack, "attack"), "target": self.grid.victim.target, "seed": place.seed}
         identity = [shared.identity, attack, self.grid.victim.target, place.seed]
-        return self._model("victim", identity, f"{place.attack.label}, seed {place.seed}", spec, shared)
+        return self._model("victim", identity, self._label(place, "backdoored model", place.attack.label), spec, shared)
 
     def _model(self, kind: Kind, identity: object, label: str, spec: dict[str, Any], shared: _Shared) -> Stage:
         passes = shared.epochs * shared.images
@@ -171,18 +180,29 @@ class _Planner:
             self.stages[key] = Stage(kind, key, label, spec=spec, **({"needs": ()} | more))
         return self.stages[key]
 
+    def _label(self, place: Place, *named: str) -> str:
+        """Name a stage: by data and architecture only where the grid has several."""
+        data = [place.data] if len(self.grid.data) > 1 else []
+        arch = [place.arch or "default"] if len(self.grid.arch) > 1 else []
+        return ", ".join([*data, *arch, *named, f"seed {place.seed}"])
+
     def _named(self, choice: Choice) -> dict[str, Any]:
         return self.identities[id(choice)]
 
     def _trained(self, data: str, arch: str) -> _Shared:
         dataset = load_dataset(data)
         victim = self.grid.victim
+        Goal(victim.target, len(dataset.classes))  # says whether there is such a class
         spec = complete(from_user(arch or dataset.arch))
         sizes = victim.model_dump(include={"clean", "reserve", "test", "flagged"}) | {"train": victim.images}
         if victim.clean < 0:
             # The defender's images must be enough for the largest budget.
             sizes["clean"] = max((b for b in self.grid.budgets if b is not None), default=-1)
         parts = cut(dataset, Sizes(**sizes), generator(0))  # says whether there are enough images
+        if too_many := [b for b in self.grid.budgets if b is not None and b > len(parts.clean)]:
+            raise UsageError(
+                f"budgets: {too_many[0]} is more than the {len(parts.clean)} images of clean under [victim]"
+            )
         shared = {"sizes": sizes, "epochs": victim.epochs, "lr": victim.lr, "device": self.device}
         hashed = data_digest(dataset)
         told = {"data": dataset.name, "data_sha256": hashed, "arch": _text(spec)}

@@ -1,4 +1,4 @@
-"""What every stage imports, imported once: stages are forked from a process that has imported this and done nothing else."""
+"""What every stage imports, imported once: stages are forked from a process that has done nothing but import this."""
 
 from bdaudit import plugins
 from bdaudit.bench import work

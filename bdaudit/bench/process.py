@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Literal
 
 from bdaudit.bench.plan import Stage
+from bdaudit.bench.store import log_of
 from bdaudit.errors import BdauditError, one_line
 
 State = Literal["done", "failed", "lost"]
@@ -50,7 +51,6 @@ class Outcome:
     state: State
     seconds: float = 0.0
     reason: str = ""
-    trace: str = ""
 
 
 class Started:
@@ -74,17 +74,18 @@ class Started:
         """Take the answer that has come, or say that none will: to be called once `answer` is ready."""
         key, seconds = self.job.stage.key, time.monotonic() - self.began
         try:
-            state, reason, trace = self.answer.recv()
+            answer = self.answer.recv()
         except (EOFError, OSError):
-            self.process.join(GRACE)
-            return Outcome(key, "lost", seconds, f"its process died ({_ended(self.process.exitcode)})")
-        finally:
-            self.answer.close()
+            answer = None
         self.process.join(GRACE)
-        return Outcome(key, state, seconds, reason, trace)
+        self.stop()  # one that hangs while it ends would hold on to its cores or its GPU
+        if answer is None:
+            return Outcome(key, "lost", seconds, f"its process died ({_ended(self.process.exitcode)})")
+        state, reason = answer
+        return Outcome(key, state, seconds, reason)
 
     def stop(self) -> None:
-        """End the process; it clears away what it was writing."""
+        """End the process, if it has not ended; it clears away what it was writing."""
         self.process.terminate()
         self.process.join(GRACE)
         if self.process.is_alive():
@@ -111,7 +112,7 @@ def run_to_end(job: Job) -> Outcome:
 
 @contextlib.contextmanager
 def _without_main() -> Iterator[None]:
-    """Keep a new process from importing the program that starts it (a user's script, Ray's worker), which it needs not."""
+    """Keep a new process from importing the program that starts it (a user's script, Ray's worker)."""
     main = sys.modules["__main__"]
     hidden = {name: vars(main)[name] for name in ("__file__", "__spec__") if vars(main).get(name) is not None}
     for name in hidden:
@@ -129,29 +130,29 @@ def _do(job: Job, answer: Connection) -> None:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; whoever started this decides
     folder = Path(job.folder)
-    with _printing_to(folder / "logs" / f"{job.stage.key}.log"):
+    with _printing_to(folder / log_of(job.stage.key)):
         answer.send(_attempt(job, folder))
 
 
-def _attempt(job: Job, folder: Path) -> tuple[State, str, str]:
+def _attempt(job: Job, folder: Path) -> tuple[State, str]:
     if job.gpu is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = job.gpu
-    import torch
-    from threadpoolctl import threadpool_limits
-
-    from bdaudit.bench.work import perform
-
-    torch.set_num_threads(job.threads)
     try:
+        import torch
+        from threadpoolctl import threadpool_limits
+
+        from bdaudit.bench.work import perform
+
+        torch.set_num_threads(job.threads)
         with threadpool_limits(job.threads):
             perform(job.stage, folder)
-    except BdauditError as e:
-        return "failed", one_line(e, 500), traceback.format_exc()
-    except KeyboardInterrupt:
-        return "failed", "was stopped", ""
+    except KeyboardInterrupt:  # by somebody else: whoever ends it on purpose does not ask for the answer
+        return "lost", "was stopped (SIGTERM)"
     except Exception as e:
-        return "failed", f"unexpected {type(e).__name__}: {one_line(e, 160)}", traceback.format_exc()
-    return "done", "", ""
+        traceback.print_exc()
+        known = isinstance(e, BdauditError)
+        return "failed", one_line(e, 500) if known else f"unexpected {type(e).__name__}: {one_line(e, 160)}"
+    return "done", ""
 
 
 @contextlib.contextmanager

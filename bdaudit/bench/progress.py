@@ -18,19 +18,18 @@ if TYPE_CHECKING:
 
 
 @contextmanager
-def watching(shown: bool, stream: TextIO | None = None) -> Iterator[Watcher | None]:
+def watching(shown: bool) -> Iterator[Watcher | None]:
     """Yield whoever shows progress; None where it is not to be shown."""
-    stream = stream or sys.stderr
     if not shown:
         yield None
-    elif not stream.isatty():
-        yield Lines(stream)
+    elif not sys.stderr.isatty():
+        yield Lines(sys.stderr)
     else:
         from rich.console import Console
         from rich.progress import BarColumn, Progress, TextColumn
 
         columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[said]}"))
-        with Progress(*columns, console=Console(file=stream), transient=True) as bar:
+        with Progress(*columns, console=Console(file=sys.stderr), transient=True) as bar:
             yield Bar(bar, bar.add_task("cells", total=None, said=""))
 
 
@@ -41,11 +40,15 @@ def said(tally: Tally) -> str:
 
 
 def news(stage: Stage, outcome: Outcome) -> str:
-    """Say what came of one stage."""
-    what = "" if stage.kind == "cell" else f"{stage.kind}: " if stage.kind == "victim" else ""
-    if outcome.state == "done":
-        return f"{what}{one_line(stage.label)}: {span(outcome.seconds)}"
-    return f"{what}{one_line(stage.label)} FAILED: {one_line(outcome.reason)}"
+    """Say what came of one try of a stage."""
+    what = one_line(stage.label)
+    match outcome.state:
+        case "done":
+            return f"{what}: {span(outcome.seconds)}"
+        case "lost":
+            return f"{what} LOST, is tried again: {one_line(outcome.reason)}"
+        case "failed":
+            return f"{what} FAILED: {one_line(outcome.reason)}"
 
 
 class Lines:

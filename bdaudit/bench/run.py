@@ -16,7 +16,7 @@ from bdaudit.bench.store import FILE, Store, write_store
 from bdaudit.errors import InputError, OutputError, one_line
 from bdaudit.flow.output import REPORT
 from bdaudit.inputs.files import check_writable, visible
-from bdaudit.report.schema import read_report
+from bdaudit.report.schema import Report, read_report
 
 LOCK = ".bench-lock"
 
@@ -33,11 +33,11 @@ class Executor(Protocol):
     def submit(self, stage: Stage) -> None:
         """Start a stage, or queue it."""
 
-    def wait(self, seconds: float) -> list[Outcome]:
-        """Wait for stages to end, but no longer than so."""
+    def wait(self) -> list[Outcome]:
+        """Wait for a stage to end."""
 
     def close(self) -> None:
-        """Stop what is under way."""
+        """Stop what is under way; more than once does no harm."""
 
 
 class Watcher(Protocol):
@@ -47,7 +47,7 @@ class Watcher(Protocol):
         """Before the first stage."""
 
     def ended(self, stage: Stage, outcome: Outcome, tally: Tally) -> None:
-        """After each stage, whatever came of it."""
+        """After each try of a stage, whatever came of it; one that is lost is followed by another."""
 
 
 @dataclass
@@ -99,20 +99,32 @@ def run_plan(
     todo = outstanding(plan, folder)
     store.adopt(plan)
     store.forget(s.key for s in todo)
-    _catch_up(plan, store, folder, {s.key for s in todo})
-    return _Run(plan, store, folder, executor, retries, watcher, todo).go()
+    unreadable = _catch_up(plan, store, folder, {s.key for s in todo})
+    return _Run(plan, store, folder, executor, retries, watcher, todo, unreadable).go()
 
 
-def _catch_up(plan: Plan, store: Store, folder: Path, todo: set[str]) -> None:
-    """Write down the audits that a run finished which was killed before it did."""
-    states = store.states()
+def _catch_up(plan: Plan, store: Store, folder: Path, todo: set[str]) -> int:
+    """Write down the audits that a run finished which was killed before it did; return how many cannot be read."""
+    states, unreadable = store.states(), 0
     for cell in plan.of_kind("cell"):
         if cell.key not in todo and states[cell.key] != "done":
-            store.finish(cell, 0.0, read_report(_report(folder, cell)))
+            try:
+                store.finish(cell, 0.0, _read(folder, cell))
+            except InputError as e:
+                store.fail(cell, "failed", str(e))
+                unreadable += 1
+    return unreadable
 
 
 def _report(folder: Path, cell: Stage) -> Path:
     return folder / cell.path / REPORT
+
+
+def _read(folder: Path, cell: Stage) -> Report:
+    try:
+        return read_report(_report(folder, cell))
+    except InputError as e:
+        raise InputError(f"{one_line(e, 300)}; delete the folder to make it again") from None
 
 
 class _Run:
@@ -125,6 +137,7 @@ class _Run:
         retries: int,
         watcher: Watcher | None,
         todo: Sequence[Stage],
+        failed: int,
     ) -> None:
         self.store, self.folder, self.executor, self.watcher = store, folder, executor, watcher
         self.waiting = {s.key: s for s in todo}
@@ -133,7 +146,7 @@ class _Run:
         self.most = 1 + retries
         self.estimate = Estimate(plan.stages, store.seconds())
         cells = sum(s.kind == "cell" for s in todo)
-        self.tally = Tally(done=len(plan.cells) - cells, left=cells)
+        self.tally = Tally(done=len(plan.cells) - cells - failed, failed=failed, left=cells)
 
     def go(self) -> Tally:
         self._reckon()
@@ -142,7 +155,7 @@ class _Run:
         try:
             while self.waiting or self.running:
                 self._submit()
-                for outcome in self.executor.wait(60.0):
+                for outcome in self.executor.wait():
                     self._take(outcome)
         finally:
             self.executor.close()
@@ -159,20 +172,19 @@ class _Run:
     def _take(self, outcome: Outcome) -> None:
         stage = self.running.pop(outcome.key)
         self.tries[stage.key] += 1
-        if outcome.state == "lost" and self.tries[stage.key] < self.most:
-            self.waiting[stage.key] = stage
-            return
         if outcome.state == "done":
             outcome = self._record(stage, outcome)
-        if outcome.state != "done":
-            if outcome.state == "lost":
-                outcome = replace(outcome, reason=f"{outcome.reason}; tried {self.tries[stage.key]} times")
-            self.store.fail(stage, "failed", outcome.reason, outcome.trace)
-            self._block(stage)
-        if stage.kind == "cell":
+        elif outcome.state == "lost" and self.tries[stage.key] == self.most:
+            outcome = replace(outcome, state="failed", reason=f"{outcome.reason}; tried {self.most} times")
+        if outcome.state == "lost":
+            self.waiting[stage.key] = stage
+        elif stage.kind == "cell":
             self.tally.left -= 1
             self.tally.done += outcome.state == "done"
-            self.tally.failed += outcome.state != "done"
+            self.tally.failed += outcome.state == "failed"
+        if outcome.state == "failed":
+            self.store.fail(stage, "failed", outcome.reason)
+            self._block(stage)
         self._reckon()
         if self.watcher:
             self.watcher.ended(stage, outcome, self.tally)
@@ -180,20 +192,22 @@ class _Run:
     def _record(self, stage: Stage, outcome: Outcome) -> Outcome:
         """Put a finished stage's result into the database; one that cannot be read has failed."""
         try:
-            report = read_report(_report(self.folder, stage)) if stage.kind == "cell" else None
+            report = _read(self.folder, stage) if stage.kind == "cell" else None
         except InputError as e:
-            return Outcome(outcome.key, "failed", outcome.seconds, one_line(e, 300))
+            return Outcome(outcome.key, "failed", outcome.seconds, str(e))
         self.store.finish(stage, outcome.seconds, report)
         self.estimate.add(stage, outcome.seconds)
         return outcome
 
     def _block(self, failed: Stage) -> None:
-        """Give up the cells that need a stage which failed."""
+        """Give up the cells that need a stage which failed, and the models that no other cell needs."""
         for stage in [s for s in self.waiting.values() if failed.key in s.needs]:
             del self.waiting[stage.key]
-            self.store.fail(stage, "blocked", f"{failed.kind} failed: {failed.label}")
+            self.store.fail(stage, "blocked", f"what it needs failed: {failed.label}")
             self.tally.left -= 1
             self.tally.failed += 1
+        needed = {key for s in self.waiting.values() for key in s.needs}
+        self.waiting = {k: s for k, s in self.waiting.items() if s.kind == "cell" or k in needed}
 
     def _reckon(self) -> None:
         ahead = self.estimate.total([*self.waiting.values(), *self.running.values()])

@@ -9,16 +9,17 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from bdaudit.errors import InputError, one_line
 from bdaudit.report.schema import Report
 
 if TYPE_CHECKING:
+    from bdaudit.bench.grid import Place
     from bdaudit.bench.plan import Plan, Stage
 
 Kind = Literal["twin", "victim", "cell"]
@@ -30,10 +31,11 @@ COORDINATES = ("data", "arch", "attack", "defense", "contamination", "budget", "
 FIGURES = ("probe", "subject", "variant", "metric", "value", "low", "high", "n", "seeds", "spread")
 
 SCHEMA = f"""
+BEGIN;
 CREATE TABLE grid (title TEXT NOT NULL, probes TEXT NOT NULL);
 CREATE TABLE stages (
   key TEXT PRIMARY KEY, kind TEXT NOT NULL, label TEXT NOT NULL, state TEXT NOT NULL, reason TEXT NOT NULL DEFAULT '',
-  trace TEXT NOT NULL DEFAULT '', seconds REAL
+  seconds REAL
 );
 CREATE TABLE cells (
   cell TEXT PRIMARY KEY, place INTEGER, data TEXT NOT NULL, arch TEXT NOT NULL, attack TEXT NOT NULL,
@@ -49,12 +51,18 @@ CREATE VIEW results AS
   FROM cells JOIN findings USING (cell) JOIN stages ON stages.key = cells.cell
   WHERE place IS NOT NULL AND state = 'done' ORDER BY place, findings.rowid;
 PRAGMA user_version = {VERSION};
+COMMIT;
 """
 
 
 def place_of(kind: Kind, key: str) -> Path:
     """Name the file or folder of a stage's result, below the bench's folder."""
     return Path(f"{kind}s", f"{key}.pt" if kind == "twin" else key)
+
+
+def log_of(key: str) -> Path:
+    """Name the file of what a stage printed, tracebacks included, below the bench's folder."""
+    return Path("logs", f"{key}.log")
 
 
 @dataclass(frozen=True)
@@ -71,7 +79,6 @@ class CellRow:
     reason: str
     verdict: str | None
     oracle: bool
-    seconds: float | None
 
 
 @dataclass(frozen=True)
@@ -91,6 +98,20 @@ class Result:
     spread: float | None
 
 
+class Failure(NamedTuple):
+    """A stage that failed, and why."""
+
+    kind: Kind
+    key: str
+    label: str
+    reason: str
+
+    def said(self, folder: Path) -> str:
+        """Say what failed, why, and where in the bench's folder to read more, if it printed anything."""
+        more = f" (see {log_of(self.key)})" if (folder / log_of(self.key)).is_file() else ""
+        return f"{self.label}: {self.reason}{more}"
+
+
 class Store:
     """The database of one bench folder, open for writing or for reading."""
 
@@ -98,8 +119,9 @@ class Store:
         self.connection = connection
 
     def adopt(self, plan: Plan) -> None:
-        """Make this plan the grid that the folder is for; what earlier ones measured stays."""
+        """Make this plan the grid that the folder is for; what earlier ones measured stays, what failed does not."""
         with self.connection as db:
+            db.execute("UPDATE stages SET state = 'left', reason = '' WHERE state != 'done'")
             db.execute("DELETE FROM grid")
             db.execute(
                 "INSERT INTO grid VALUES (?, ?)", (plan.grid.title, ", ".join(c.label for c in plan.grid.probes))
@@ -110,7 +132,7 @@ class Store:
             db.executemany(
                 f"INSERT INTO cells ({', '.join(names)}) VALUES ({', '.join('?' * len(names))}) "
                 f"ON CONFLICT (cell) DO UPDATE SET {kept}",
-                [(c.stage.key, i, *_coordinates(c.place)) for i, c in enumerate(plan.cells)],
+                [(c.stage.key, i, *coordinates(c.place).values()) for i, c in enumerate(plan.cells)],
             )
             db.executemany(
                 "INSERT INTO stages (key, kind, label, state) VALUES (?, ?, ?, 'left') "
@@ -121,10 +143,7 @@ class Store:
     def finish(self, stage: Stage, seconds: float, report: Report | None = None) -> None:
         """Record a stage that is done, and what its report found."""
         with self.connection as db:
-            db.execute(
-                "UPDATE stages SET state = 'done', reason = '', trace = '', seconds = ? WHERE key = ?",
-                (seconds, stage.key),
-            )
+            db.execute("UPDATE stages SET state = 'done', reason = '', seconds = ? WHERE key = ?", (seconds, stage.key))
             if report is None:
                 return
             oracle = any(g.oracle for g in report.granted if g.plugin == stage.spec["defense"])
@@ -135,19 +154,15 @@ class Store:
                 [(stage.key, *(getattr(f, name) for name in FIGURES)) for f in report.findings],
             )
 
-    def fail(self, stage: Stage, state: str, reason: str, trace: str = "") -> None:
+    def fail(self, stage: Stage, state: str, reason: str) -> None:
         """Record a stage that failed, or that is blocked by one that did."""
         with self.connection as db:
-            db.execute(
-                "UPDATE stages SET state = ?, reason = ?, trace = ? WHERE key = ?", (state, reason, trace, stage.key)
-            )
+            db.execute("UPDATE stages SET state = ?, reason = ? WHERE key = ?", (state, reason, stage.key))
 
     def forget(self, keys: Iterable[str]) -> None:
-        """Let stages be done again: their artefacts are gone, or they failed."""
+        """Let stages be done again, whose artefacts are gone."""
         with self.connection as db:
-            db.executemany(
-                "UPDATE stages SET state = 'left', reason = '', trace = '' WHERE key = ?", [(k,) for k in keys]
-            )
+            db.executemany("UPDATE stages SET state = 'left', reason = '' WHERE key = ?", [(k,) for k in keys])
 
     def states(self) -> dict[str, str]:
         """Map the keys of all stages to how they stand."""
@@ -165,12 +180,12 @@ class Store:
     def cells(self) -> list[CellRow]:
         """List the cells of the grid that was run last, in its order."""
         rows = self.connection.execute(
-            f"SELECT cell, state, reason, verdict, oracle, seconds, {', '.join(COORDINATES)} "
+            f"SELECT cell, state, reason, verdict, oracle, {', '.join(COORDINATES)} "
             "FROM cells JOIN stages ON stages.key = cells.cell WHERE place IS NOT NULL ORDER BY place"
         )
         return [
-            CellRow(cell, dict(zip(COORDINATES, where, strict=True)), state, reason, verdict, bool(oracle), seconds)
-            for cell, state, reason, verdict, oracle, seconds, *where in rows
+            CellRow(cell, dict(zip(COORDINATES, where, strict=True)), state, reason, verdict, bool(oracle))
+            for cell, state, reason, verdict, oracle, *where in rows
         ]
 
     def results(self) -> list[Result]:
@@ -179,24 +194,26 @@ class Store:
         rows = self.connection.execute(f"SELECT cell, {', '.join(FIGURES)} FROM results")
         return [Result(cells[cell], *figures) for cell, *figures in rows]
 
-    def failures(self) -> list[tuple[str, str, str]]:
-        """List (kind, label, reason) of what failed of the last grid, what failed for itself first."""
-        return self.connection.execute(
-            "SELECT kind, label, reason FROM stages LEFT JOIN cells ON cells.cell = stages.key "
+    def failures(self) -> list[Failure]:
+        """List what failed of the last grid, models first; what those block is not listed."""
+        rows = self.connection.execute(
+            "SELECT kind, key, label, reason FROM stages LEFT JOIN cells ON cells.cell = stages.key "
             "WHERE state = 'failed' AND (kind != 'cell' OR place IS NOT NULL) ORDER BY kind = 'cell', place"
-        ).fetchall()
+        )
+        return [Failure(*row) for row in rows]
 
 
 @contextmanager
 def write_store(folder: Path) -> Iterator[Store]:
     """Open a bench folder's database for writing, made if need be."""
     path = folder / FILE
-    with _sound(path), closing(sqlite3.connect(path, timeout=30)) as connection:
-        connection.execute("PRAGMA journal_mode = WAL")
-        connection.execute("PRAGMA synchronous = NORMAL")
-        if not connection.execute("PRAGMA user_version").fetchone()[0]:
-            connection.executescript(SCHEMA)
-        _check_version(connection, path)
+    with closing(sqlite3.connect(path, timeout=30)) as connection:
+        with _sound(path):  # a disk that is full hours later is no fault of the file
+            connection.execute("PRAGMA journal_mode = WAL")
+            connection.execute("PRAGMA synchronous = NORMAL")
+            if not connection.execute("PRAGMA user_version").fetchone()[0]:
+                connection.executescript(SCHEMA)
+            _check_version(connection, path)
         yield Store(connection)
 
 
@@ -228,7 +245,7 @@ def _check_version(connection: sqlite3.Connection, path: Path) -> None:
         raise InputError(f"{one_line(path, 160)}: is of version {found}, this bdaudit reads version {VERSION}")
 
 
-def _coordinates(place: Any) -> Sequence[object]:
-    return (
-        place.data, place.arch, place.attack.label, place.defense.label, str(place.contamination), place.budget, place.seed
-    )  # fmt: skip
+def coordinates(place: Place) -> dict[str, Any]:
+    """Map each axis to what a cell has there."""
+    where = (place.data, place.arch, place.attack.label, place.defense.label, str(place.contamination))
+    return dict(zip(COORDINATES, (*where, place.budget, place.seed), strict=True))

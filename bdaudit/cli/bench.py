@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from bdaudit.cli.common import json_flag, uniform, warn_broken
+from bdaudit.cli.common import device_option, json_flag, quiet_option, uniform, warn_broken
 from bdaudit.errors import UsageError
 
 SHOWN = ("terminal", "github", "latex", "csv", "html")
@@ -38,7 +38,9 @@ def _means(function: Any) -> Any:
     for decorator in (
         click.option("--workers", type=click.IntRange(1), help="Stages at a time.  [default: as many as cores or GPUs]"),
         click.option("--threads", type=click.IntRange(1), default=1, show_default=True, help="Threads of each worker."),
-        click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True, help="Where to compute."),
+        device_option,
+        quiet_option,
+        click.option("--seed", type=click.IntRange(0, 2**62), help="One seed in place of the grid's own."),
     ):  # fmt: skip
         function = decorator(function)
     return function
@@ -51,15 +53,22 @@ def _means(function: Any) -> Any:
 )
 @_means
 @json_flag
-@click.option("--seed", hidden=True, expose_value=False)
-@click.option("--quiet", is_flag=True, hidden=True, expose_value=False)
-def plan(grid: Path, out: Path | None, workers: int | None, threads: int, device: str, as_json: bool) -> None:
+def plan(
+    grid: Path,
+    out: Path | None,
+    workers: int | None,
+    threads: int,
+    device: str,
+    quiet: bool,
+    seed: int | None,
+    as_json: bool,
+) -> None:
     """Show the cells of GRID, the stages that they share, and about how long they take."""
     from bdaudit.bench.session import Means, forecast
     from bdaudit.cli.bench_tables import plan_json, plan_summary
 
     warn_broken()
-    made = forecast(grid, out, Means(workers=workers, threads=threads, device=device))
+    made = forecast(grid, out, Means(workers=workers, threads=threads, device=device, seed=seed))
     click.echo(plan_json(made) if as_json else plan_summary(made))
 
 
@@ -80,8 +89,6 @@ def plan(grid: Path, out: Path | None, workers: int | None, threads: int, device
 )
 @_means
 @json_flag
-@click.option("--seed", hidden=True, expose_value=False)
-@click.option("--quiet", is_flag=True, help="No progress on stderr.")
 def run(
     grid: Path,
     out: Path,
@@ -92,8 +99,9 @@ def run(
     workers: int | None,
     threads: int,
     device: str,
-    as_json: bool,
     quiet: bool,
+    seed: int | None,
+    as_json: bool,
 ) -> int:
     """Run what is left of GRID; exit code 3 if anything failed."""
     from bdaudit.bench.session import Means, run_grid
@@ -104,8 +112,8 @@ def run(
         raise UsageError("--workers is for --executor local: on Ray as many run as the cluster has cores or GPUs for")
     if executor == "local" and address is not None:
         raise UsageError("--address is for --executor ray")
-    means = Means(executor, workers, threads, limit, retries, device, address)
-    _, tally, failures = run_grid(grid, out, means, show=not quiet)
+    means = Means(executor, workers, threads, limit, retries, device, address, seed)
+    tally, failures = run_grid(grid, out, means, show=not quiet)
     click.echo(run_json(tally, failures) if as_json else run_summary(tally, failures, out))
     return 3 if tally.failed else 0
 
@@ -144,9 +152,12 @@ def show(
     bdaudit bench show DIR --columns attack --metric o_asr --metric retune.p_asr --format latex
     """
     from bdaudit.bench.page import render as page
-    from bdaudit.bench.show import pivot, render
+    from bdaudit.bench.pivot import pivot
+    from bdaudit.bench.show import render
     from bdaudit.bench.store import read_store
 
+    if plain and form in ("csv", "html"):
+        raise UsageError(f"--plain is for the formats terminal, github and latex; {form} has it all apart already")
     with read_store(folder) as store:
         shown = pivot(store, down=rows, across=columns, metrics=metrics)
         text = (

@@ -7,16 +7,16 @@ import shlex
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from tabulate import tabulate
 
+from bdaudit.bench.cost import span
+from bdaudit.bench.pivot import word
+from bdaudit.bench.plan import Stage
+from bdaudit.bench.run import Tally
+from bdaudit.bench.session import Forecast
+from bdaudit.bench.store import COORDINATES, Failure, coordinates
 from bdaudit.errors import one_line
-
-if TYPE_CHECKING:
-    from bdaudit.bench.plan import Stage
-    from bdaudit.bench.run import Tally
-    from bdaudit.bench.session import Forecast
 
 LISTED = 200
 STAGES = {"twin": ("clean twin", "clean twins"), "victim": ("backdoored model", "backdoored models"), "cell": ("cell", "cells")}  # fmt: skip
@@ -24,22 +24,15 @@ STAGES = {"twin": ("clean twin", "clean twins"), "victim": ("backdoored model", 
 
 def plan_summary(made: Forecast) -> str:
     """The cells, the stages that they share, and what is left to do."""
-    from bdaudit.bench.cost import span
-
     cells = made.plan.cells
     left = {s.key for s in made.left}
+    one = [axis for axis in ("data", "arch") if len(made.plan.grid.axes[axis]) == 1]
+    axes = [axis for axis in COORDINATES if axis not in one]
     rows = [
-        [
-            *([c.place.data] if len(made.plan.grid.data) > 1 else []),
-            *([c.place.arch] if len(made.plan.grid.archs) > 1 else []),
-            c.place.attack.label, c.place.defense.label, str(c.place.contamination), c.place.budget or "all",
-            c.place.seed, c.stage.key[:8], "" if c.stage.key in left else "done",
-        ]
+        [*(word(a, coordinates(c.place)[a]) for a in axes), c.stage.key[:8], "" if c.stage.key in left else "done"]
         for c in cells[:LISTED]
-    ]  # fmt: skip
-    headers = ["data"] * (len(made.plan.grid.data) > 1) + ["arch"] * (len(made.plan.grid.archs) > 1)
-    headers += ["attack", "defense", "contamination", "budget", "seed", "key", ""]
-    lines = [tabulate(rows, headers, tablefmt="simple", disable_numparse=True)]
+    ]
+    lines = [tabulate(rows, [*axes, "key", ""], tablefmt="simple", disable_numparse=True)]
     if len(cells) > LISTED:
         lines.append(f"and {len(cells) - LISTED:,} more cells (--json lists all)")
     probes = ", ".join(c.label for c in made.plan.grid.probes)
@@ -50,19 +43,21 @@ def plan_summary(made: Forecast) -> str:
     if not made.left:
         return "\n".join([*lines, "nothing is left to do"])
     how = "by what was measured here" if made.measured else "reckoned from options and the speed of two small batches"
-    seconds = None if made.seconds is None else made.seconds / made.workers
-    lines.append(f"left: {_counted(made.left)}; about {span(seconds)} with {made.workers} at a time, {how} (rough)")
+    time = span(made.seconds / made.workers)
+    lines.append(f"left: {_counted(made.left)}; about {time} with {made.workers} at a time, {how} (rough)")
     return "\n".join(lines)
 
 
 def plan_json(made: Forecast) -> str:
-    """The plan as one document: every cell with its key, and every stage."""
+    """The plan as one document: every stage with its key, and of a cell its place on every axis."""
     left = {s.key for s in made.left}
+    places = {c.stage.key: coordinates(c.place) for c in made.plan.cells}
     stages = [
         {
             "kind": s.kind,
             "key": s.key,
             "label": s.label,
+            **places.get(s.key, {}),
             "needs": s.needs,
             "passes": s.passes,
             "done": s.key not in left,
@@ -73,21 +68,18 @@ def plan_json(made: Forecast) -> str:
     return json.dumps({"title": grid.title, "cells": len(made.plan.cells), "seconds": made.seconds, "measured": made.measured, "workers": made.workers, "stages": stages}, indent=1)  # fmt: skip
 
 
-def run_summary(tally: Tally, failures: Sequence[tuple[str, str, str]], out: Path) -> str:
+def run_summary(tally: Tally, failures: Sequence[Failure], out: Path) -> str:
     """How a run ended, why what failed did, and how to see the rest."""
     lines = [f"{tally.done} cells done, {tally.failed} failed"]
-    lines += [
-        f"  {'' if kind == 'cell' else f'{STAGES[kind][0]}, '}{one_line(label)}: {one_line(reason, 600)}"
-        for kind, label, reason in failures[:LISTED]
-    ]
+    lines += [f"  {one_line(failure.said(out), 1000)}" for failure in failures[:LISTED]]
     if len(failures) > LISTED:
         lines.append(f"  and {len(failures) - LISTED} more")
     return "\n".join([*lines, f"to see them: bdaudit bench show {shlex.quote(str(out))}, or open {out / 'bench.html'}"])
 
 
-def run_json(tally: Tally, failures: Sequence[tuple[str, str, str]]) -> str:
+def run_json(tally: Tally, failures: Sequence[Failure]) -> str:
     """The same as one document."""
-    failed = [{"kind": kind, "label": label, "reason": reason} for kind, label, reason in failures]
+    failed = [failure._asdict() for failure in failures]
     return json.dumps({"done": tally.done, "failed": tally.failed, "failures": failed}, indent=1)
 
 

@@ -168,14 +168,15 @@ def _word(value: object, where: str) -> str:
     return word
 
 
+seed_option = click.option("--seed", type=click.IntRange(0, 2**62), default=0, show_default=True, help="The only source of randomness.")  # fmt: skip
+device_option = click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True, help="Where to compute.")  # fmt: skip
+quiet_option = click.option("--quiet", is_flag=True, help="No progress on stderr.")
+config_option = click.option("--config", type=click.Path(path_type=Path), help="A TOML file with defaults for options.")
+
+
 def common(function: F) -> F:
     """Add --seed, --device, --quiet and --config, which every computing command takes."""
-    for decorator in (
-        click.option("--seed", type=click.IntRange(0, 2**62), default=0, show_default=True, help="The only source of randomness."),
-        click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True, help="Where to compute."),
-        click.option("--quiet", is_flag=True, help="No progress on stderr."),
-        click.option("--config", type=click.Path(path_type=Path), help="A TOML file with defaults for options."),
-    ):  # fmt: skip
+    for decorator in (seed_option, device_option, quiet_option, config_option):
         function = decorator(function)
     return function
 
@@ -248,7 +249,6 @@ def keeps_checkpoints(function: F) -> F:
     """Add --checkpoints."""
     return click.option(
         "--checkpoints",
-        "keep",
         type=click.Path(path_type=Path),
         help="Keep checkpoints of long training in this folder, and go on from those in it.",
     )(function)

@@ -39,7 +39,7 @@ def command(
     normalisation: str | None,
     options: tuple[tuple[str, str], ...],
     out: Path | None,
-    keep: Path | None,
+    checkpoints: Path | None,
     as_json: bool,
     seed: int,
     device: str,
@@ -87,7 +87,7 @@ def command(
         )
         for name in chosen.oracle():
             say(f"ORACLE: {defense} uses {name}; a real defender would not have it")
-        purified, granted = purify(chosen, evidence, seed, keep=keep)
+        purified, granted = purify(chosen, evidence, seed, checkpoints=checkpoints)
         api.save(suspect, purified.model, out, granted, chosen)
         for path in write_found(out, purified.found):
             say(f"also wrote {one_line(path)}")

@@ -51,7 +51,7 @@ def command(
     arch: str | None,
     normalisation: str | None,
     options: tuple[tuple[str, str], ...],
-    keep: Path | None,
+    checkpoints: Path | None,
     as_json: bool,
     seed: int,
     device: str,
@@ -84,7 +84,7 @@ def command(
             seed=seed,
             device=device,
             out=out,
-            checkpoints=keep,
+            checkpoints=checkpoints,
         ).record
     click.echo(record.model_dump_json() if as_json else split_summary(record, model, out))
     return 4 if record.doubt else 0

@@ -17,8 +17,9 @@ from bdaudit.defenses.base import Defense, Purified
 from bdaudit.errors import MissingInput, PluginError, UsageError
 from bdaudit.flow.evidence import Evidence
 from bdaudit.flow.held_out import settle
+from bdaudit.flow.identity import resumable
 from bdaudit.flow.memo import Memo
-from bdaudit.flow.provenance import describe_evidence, environment, identity
+from bdaudit.flow.provenance import describe_evidence, environment
 from bdaudit.flow.selfcheck import caveats, check_model, doubts, other, trusted, unable
 from bdaudit.inputs.architectures import fresh
 from bdaudit.inputs.classifier import Classifier
@@ -30,7 +31,6 @@ from bdaudit.report.verdict import judge
 from bdaudit.runtime import Runtime, generator, spawn
 from bdaudit.training.metrics import Rate, accuracy, attack_rates, der
 from bdaudit.training.progress import say
-from bdaudit.training.resume import checkpoints
 
 
 @dataclass(frozen=True)
@@ -43,17 +43,15 @@ class Audited:
 
 
 def purify(
-    defense: Defense, evidence: Evidence, seed: int, *, memo: Memo | None = None, keep: Path | None = None
+    defense: Defense, evidence: Evidence, seed: int, *, memo: Memo | None = None, checkpoints: Path | None = None
 ) -> tuple[Purified, list[Granted]]:
-    """Run a defense on what it names and nothing else; say what it was given. keep: the folder for checkpoints."""
+    """Run a defense on what it names and nothing else; say what it was given. checkpoints: a folder for them."""
     rng = generator(seed)
     available = evidence.for_defense(rng)
     if "fresh" in defense.wants():
         available["fresh"] = fresh_like(evidence.suspect, spawn(rng))
     granted = evidence.granted(defense.name, defense.wants(), available)
-    pools = {name: available[name] for name in defense.wants() if isinstance(available.get(name), Pool)}
-    run = {} if keep is None else identity(defense.name, defense.model_dump(), seed, evidence.suspect, pools)
-    with checkpoints(keep, run):
+    with resumable(checkpoints, "purify", defense, available, seed, evidence.suspect.device):
         if memo is not None:
             return memo.purified(defense, available, lambda: defense.conduct(available)), granted
         return defense.conduct(available), granted

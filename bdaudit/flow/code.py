@@ -1,4 +1,4 @@
-"""Which code a result was computed by: a hash of a module and of every module of ours that it imports, however far down."""
+"""Which code a result was computed by: a hash of a module and of all of ours that it imports, however far down."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import hashlib
 import re
 from collections.abc import Iterable
 from functools import cache
-from importlib.util import find_spec
 from pathlib import Path
 
 import bdaudit
@@ -17,7 +16,7 @@ _IMPORT = re.compile(r"^\s*(?:from (bdaudit[\w.]*) import (\([^)]*\)|.*)|import 
 
 @cache
 def code_digest(*modules: str) -> str:
-    """Hash the sources of these modules and of what they import from bdaudit (hex); nothing is imported for it.
+    """Hash the sources of these modules of bdaudit and of what they import from it (hex); nothing is imported for it.
 
     A change to a report's template or to another plugin leaves it as it is, one to the training loop does not.
     """
@@ -53,8 +52,5 @@ def _file(module: str) -> Path | None:
     """Find a module's file; None for a name that is a function or a class, and for bdaudit itself."""
     if module == "bdaudit":
         return None
-    if not module.startswith("bdaudit."):
-        spec = find_spec(module)
-        return Path(spec.origin) if spec and spec.has_location and spec.origin else None
     place = _ROOT.joinpath(*module.split(".")[1:])
     return next((p for p in (place.with_name(f"{place.name}.py"), place / "__init__.py") if p.is_file()), None)

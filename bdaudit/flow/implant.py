@@ -12,7 +12,7 @@ from bdaudit.attacks.base import Attack, Implanted
 from bdaudit.attacks.triggers import save_trigger
 from bdaudit.errors import UsageError
 from bdaudit.flow.provenance import describe_source, environment
-from bdaudit.flow.run import AttackRecord
+from bdaudit.flow.run import INDEX, AttackRecord
 from bdaudit.inputs.architectures import fresh
 from bdaudit.inputs.checkpoint import save_checkpoint
 from bdaudit.inputs.classifier import ArchSpec, Classifier
@@ -222,4 +222,4 @@ def _write(
         "poisoned": poisoned.poisoned.int().tolist(),
         "cover": poisoned.cover.int().tolist(),
     }
-    write_index(poisoned.pool, folder / "train.csv", columns)
+    write_index(poisoned.pool, folder / INDEX, columns)

@@ -1,16 +1,15 @@
 """Purifications and measurements that were made before, found by everything that they were made from.
 
-An audit with other options for one probe needs neither its purification nor its other probes again. A key is made of what
-was actually handed over (weights, images, trigger, the generator's state), the options, the code and torch's version.
+An audit with other options for one probe needs neither its purification nor its other probes again. A key is made of
+what was actually handed over (weights, images, trigger, the generator's state), the options, the code and torch's
+version.
 """
 
 from __future__ import annotations
 
 import base64
-import hashlib
 import json
 from collections.abc import Callable, Mapping
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -18,17 +17,13 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from bdaudit import plugins
-from bdaudit.attacks.triggers import Trigger
 from bdaudit.contract import Plugin
 from bdaudit.defenses.base import Defense, Purified
-from bdaudit.flow.code import code_digest
-from bdaudit.flow.provenance import describe_model
+from bdaudit.errors import UsageError
+from bdaudit.flow.identity import digest, identity
 from bdaudit.inputs.classifier import Classifier
 from bdaudit.inputs.files import atomic_file
-from bdaudit.inputs.goal import Goal
-from bdaudit.inputs.pool import Pool
-from bdaudit.probes.base import Backdoor, Probe
+from bdaudit.probes.base import Probe
 from bdaudit.report.schema import Measurement
 
 Available = Mapping[str, Any]
@@ -77,48 +72,12 @@ class Memo:
         return made
 
 
-def plugin_identity(plugin: Plugin) -> dict[str, Any]:
-    """Name a plugin with its options after defaults, and the code that it is."""
-    origin = plugins.registry().found[plugin.kind, plugin.name].origin
-    own = origin.distribution == plugins.BUILT_IN
-    code = code_digest(origin.module) if own else f"{origin} {origin.sha256}"
-    return {"kind": plugin.kind, "name": plugin.name, "options": plugin.model_dump(mode="json"), "code": code}
-
-
-def digest(content: object) -> str:
-    """Hash what JSON can hold (hex)."""
-    return hashlib.sha256(json.dumps(content, sort_keys=True, allow_nan=False).encode()).hexdigest()
-
-
 def _key(plugin: Plugin, available: Available) -> str | None:
-    """Hash all that decides a result; None where something is of a kind that cannot be told from its like."""
+    """Hash all that decides a result; None where something cannot be told from its like."""
     try:
-        inputs = {name: _content(available.get(name)) for name in plugin.wants()}
-        return digest([plugin_identity(plugin), inputs, version("torch")])
-    except (KeyError, TypeError):  # a plugin that is not installed, an input of an unknown type
+        return digest(identity(plugin, available))
+    except UsageError:
         return None
-
-
-def _content(value: object) -> object:
-    match value:
-        case Classifier():
-            return [describe_model(value), str(value.preprocessing), list(value.classes), value.device.type]
-        case Pool():
-            return value.digest()
-        case Trigger():
-            return [value.kind, value.digest()]
-        case Goal():
-            return str(value)
-        case torch.Generator():
-            return hashlib.sha256(value.get_state().numpy().tobytes()).hexdigest()
-        case Backdoor():
-            images = [value.reactivation.digest(), value.evaluation.digest()]
-            return [str(value.goal), value.source, value.attack, *images, _content(dict(value.nulls))]
-        case dict():
-            return {name: _content(inner) for name, inner in value.items()}
-        case None | bool() | int() | str():
-            return value
-    raise TypeError(type(value).__name__)
 
 
 def _alike(made: Classifier, given: Classifier) -> bool:

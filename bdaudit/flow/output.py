@@ -36,7 +36,7 @@ def write_audit(
 
 
 def write_found(out: Path, found: Measurement) -> list[Path]:
-    """Write what a defense found beside its purified model: `OUT.ARTIFACT.safetensors` and pictures; return the paths."""
+    """Write what a defense found beside its purified model, `OUT.ARTIFACT.safetensors` and pictures; returns paths."""
     content = dict(found.artifacts)
     content |= {f"{e.probe}-{e.metric}.png": base64.b64decode(e.picture) for e in found.exhibits if e.picture}
     paths = {out.with_name(f"{out.stem}.{name}"): data for name, data in content.items()}

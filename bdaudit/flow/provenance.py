@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import platform
 import subprocess
-from collections.abc import Mapping
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
@@ -19,11 +18,10 @@ from bdaudit.flow.evidence import Evidence
 from bdaudit.inputs.architectures import find
 from bdaudit.inputs.classifier import ArchSpec, Classifier
 from bdaudit.inputs.pool import Pool
-from bdaudit.runtime import Runtime
 
 
 def environment() -> dict[str, Any]:
-    """Versions of bdaudit, torch and Python, version and hash of every plugin imported, and the git revision of a source checkout."""
+    """Versions of bdaudit, torch and Python, of every plugin imported with its hash, and a checkout's git revision."""
     return {
         "bdaudit": bdaudit.__version__,
         "git": git_revision(),
@@ -84,22 +82,6 @@ def describe_source(arch: ArchSpec | None) -> dict[str, str]:
     """Where an architecture's code is from, if not from bdaudit or torchvision."""
     source = find(arch.name).source if arch else ""
     return {"arch_source": source} if source else {}
-
-
-def identity(
-    what: str, options: dict[str, Any], seed: int, model: Classifier, pools: Mapping[str, Pool]
-) -> dict[str, Any]:
-    """All that decides what a run comes to: only checkpoints of the same one may be gone on from."""
-    known = environment()
-    return {
-        "run": what,
-        "options": options,
-        "seed": seed,
-        "model": weights_digest(model) + str(model.preprocessing),
-        "device": Runtime.of(model.device).describe(),
-        **{name: pool.digest() for name, pool in pools.items()},
-        **{name: known[name] for name in ("bdaudit", "git", "torch", "threads")},
-    }
 
 
 def weights_digest(model: Classifier) -> str:

@@ -6,7 +6,7 @@ import csv
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, NamedTuple, Self
 
 import torch
 from pydantic import Field, model_validator
@@ -103,6 +103,33 @@ def open_run(folder: Path | str, trigger_kinds: Mapping[str, type[Trigger]] | No
     return Run(folder, record, trigger)
 
 
+class TrainingRow(NamedTuple):
+    """What a run's index says of a training image, which is called by its number in train/."""
+
+    image: str
+    label: int
+    true_label: int
+    poisoned: bool
+    cover: bool
+
+
+def training_rows(folder: Path) -> list[TrainingRow]:
+    """Read the index of a run's training set; InputError where there is none that can be read."""
+    path = folder / INDEX
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            return [
+                TrainingRow(
+                    row["image"], int(row["label"]), int(row["true_label"]), row["poisoned"] == "1", row["cover"] == "1"
+                )
+                for row in csv.DictReader(file)
+            ]
+    except KeyError as e:
+        raise InputError(f"{one_line(path)}: has no column {e}") from None
+    except (OSError, TypeError, ValueError, csv.Error) as e:
+        raise InputError(f"{one_line(path)}: cannot be read as a run's index ({one_line(e, 120)})") from None
+
+
 def known_poison(folder: Path, pool: Pool) -> torch.Tensor | None:
     """Look up which rows of a run's training set are poisoned (bool (N,)), for an evaluation; None where nothing tells.
 
@@ -112,13 +139,13 @@ def known_poison(folder: Path, pool: Pool) -> torch.Tensor | None:
     for run in (folder.resolve().parent, folder):
         try:
             read_record(run)
-            with (run / INDEX).open(newline="", encoding="utf-8") as file:
-                known = {row["image"]: (int(row["label"]), row["poisoned"] == "1") for row in csv.DictReader(file)}
-        except (InputError, OSError, KeyError, ValueError, csv.Error):
+            known = {row.image: row for row in training_rows(run)}
+        except (InputError, OSError):
             continue
-        rows = [known.get(PurePosixPath(origin).stem, (UNKNOWN, False)) for origin in pool.origin]
-        if [label for label, _ in rows] == pool.labels.tolist():
-            return torch.tensor([poisoned for _, poisoned in rows])
+        unknown = TrainingRow("", UNKNOWN, UNKNOWN, poisoned=False, cover=False)
+        rows = [known.get(PurePosixPath(origin).stem, unknown) for origin in pool.origin]
+        if [row.label for row in rows] == pool.labels.tolist():
+            return torch.tensor([row.poisoned for row in rows])
     return None
 
 

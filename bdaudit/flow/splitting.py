@@ -16,8 +16,9 @@ from bdaudit import plugins
 from bdaudit.defenses.base import Defense, Splitting
 from bdaudit.errors import UsageError
 from bdaudit.flow.audit import fresh_like
+from bdaudit.flow.identity import resumable
 from bdaudit.flow.pools import pool_for
-from bdaudit.flow.provenance import describe_model, describe_pool, environment, identity
+from bdaudit.flow.provenance import describe_model, describe_pool, environment
 from bdaudit.flow.record import Record
 from bdaudit.flow.run import known_poison
 from bdaudit.flow.suspect import load
@@ -32,7 +33,6 @@ from bdaudit.report.scores import epoch_chart, score_charts
 from bdaudit.runtime import Runtime, generator, pick_device, spawn
 from bdaudit.training.division import Division
 from bdaudit.training.metrics import Rate
-from bdaudit.training.resume import checkpoints
 
 INDEX, CHART, EPOCHS = "split.csv", "scores.svg", "epochs.svg"
 
@@ -78,6 +78,12 @@ class Halves:
         return self.train.take(self.division.flagged)
 
 
+def training_part(train: str | Path) -> str | Path:
+    """Choose train/ of a folder that has train/ and test/ beside each other."""
+    path = source_path(train)
+    return path / "train" if (path / "train").is_dir() and (path / "test").is_dir() else train
+
+
 def open_train(
     train: str | Path, model: Path | str | None, arch: str | None, normalisation: str | None, device: str
 ) -> tuple[Classifier, Pool, tuple[str, ...]]:
@@ -104,8 +110,7 @@ def origins_in(train: str | Path) -> Path | None:
     """Find the folder that the origins of a training set's rows are paths in; None where they are no files."""
     path = source_path(train)
     if path.is_dir():
-        both = (path / "train").is_dir() and (path / "test").is_dir()
-        return path / "train" if both else path
+        return path
     return path.parent if path.suffix.lower() == ".csv" and path.is_file() else None
 
 
@@ -131,22 +136,18 @@ def split_set(
     root: Path | None,
     clean: Pool | None = None,
     notes: tuple[str, ...] = (),
-    keep: Path | None = None,
+    checkpoints: Path | None = None,
 ) -> Halves:
     """Train a fresh model like `model` as far as the defense needs to divide the set.
 
-    root: the folder that the rows' origins are paths in. clean: for defenses that start from clean images. keep: the folder
-    for checkpoints. Which rows are poisoned, where a run folder tells, is looked up when all is done.
+    root: the folder that the rows' origins are paths in. clean: for defenses that start from clean images.
+    checkpoints: a folder for them. Which rows are poisoned, where a run folder tells, is looked up when all is done.
     """
     defense.check_model(model)
     rng = generator(seed)
-    inputs = defense.grant({"fresh": model, "train": train, "clean": clean, "rng": rng}) | {
-        "fresh": fresh_like(model, spawn(rng))
-    }
-    pools = {name: pool for name, pool in inputs.items() if isinstance(pool, Pool)}
-    what = f"split by {defense.name}"
-    run = {} if keep is None else identity(what, defense.model_dump(), seed, model, pools)
-    with checkpoints(keep, run):
+    fresh = fresh_like(model, spawn(rng))
+    inputs = defense.grant({"fresh": fresh, "train": train, "clean": clean, "rng": rng})
+    with resumable(checkpoints, "split", defense, inputs, seed, model.device):
         _, division = defense.divide(**inputs)
     doubt = division.doubt or ("" if division.flagged.any() else "no image was flagged: there may be no backdoor")
     poisoned = known_poison(root, train) if root is not None else None

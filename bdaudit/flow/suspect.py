@@ -75,7 +75,7 @@ def load(
 
 
 def wrap(model: nn.Module, images: Pool, *, normalisation: str | None = None) -> Classifier:
-    """Make a classifier out of a plain module that takes floats in [0, 1], or normalised by a known dataset's figures."""
+    """Make a classifier out of a plain module that takes floats in [0, 1], or normalised as for a known dataset."""
     if isinstance(model, Classifier):
         return model
     return Classifier(model, usual_preprocessing(images.shape, normalisation))

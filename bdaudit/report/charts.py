@@ -16,8 +16,9 @@ from itertools import accumulate
 from typing import TYPE_CHECKING
 from xml.etree import ElementTree as ET
 
-from bdaudit.report.content import NUMBERS, Bar, Kind, clean, curve_words, finite, rate
+from bdaudit.report.content import Bar, Kind, curve_words, finite
 from bdaudit.report.schema import Exhibit
+from bdaudit.report.words import NUMBERS, clean, rate
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -13,26 +13,11 @@ from string import ascii_uppercase
 from typing import Any
 
 from bdaudit.report import tables
-from bdaudit.report.content import (
-    LISTED,
-    NUMBERS,
-    ROWS,
-    STAGES_SHOWN,
-    VERDICT_WORDS,
-    Bar,
-    Kind,
-    clean,
-    cut,
-    headline,
-    metric,
-    rate,
-    reactivations,
-    stage,
-    subject,
-)
+from bdaudit.report.content import LISTED, ROWS, STAGES_SHOWN, Bar, Kind, cut, headline, reactivations
 from bdaudit.report.controls import contrast
 from bdaudit.report.schema import Finding, Report
 from bdaudit.report.tables import Table
+from bdaudit.report.words import NUMBERS, VERDICT_WORDS, clean, metric, rate, stage, subject
 
 MOST, NAMED = 8, 8
 """Most audits beside one another, and most figures named in a sentence."""

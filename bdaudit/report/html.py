@@ -11,9 +11,9 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from bdaudit.report import charts, compare, content, maps, tables
-from bdaudit.report.content import clean
+from bdaudit.report import charts, compare, content, maps, tables, words
 from bdaudit.report.schema import Exhibit, Report, Verdict
+from bdaudit.report.words import clean
 
 if TYPE_CHECKING:
     import jinja2
@@ -55,12 +55,13 @@ def render(report: Report) -> str:
     groups: dict[str, Group] = {}
     for i, e in enumerate(islice(report.exhibits, EXHIBITS)):
         shown = _shown(e, f"exhibit{i}")
-        group = groups.setdefault(e.probe, Group(content.stage(e.probe), []))
+        group = groups.setdefault(e.probe, Group(words.stage(e.probe), []))
         group.exhibits.append(shown._replace(chart=Markup(shown.chart)))
     bars = content.bars(report)
     return template("report.html").render(
         report=report,
         content=content,
+        words=words,
         tables=tables,
         title=clean(report.title),
         chart=Markup(charts.bar_chart(bars, "rates")),  # our own SVG, its texts escaped
@@ -81,6 +82,7 @@ def side_by_side(audits: Sequence[compare.Audit]) -> str:
         unlike=bool(compare.unlike(audits)),
         chart=Markup(charts.bar_chart(compare.bars(audits), "rates")),
         content=content,
+        words=words,
         clean=clean,
         title=compare.title(audits),
         icons=ICONS,
@@ -104,7 +106,7 @@ def png(text: str) -> Picture | None:
 def _shown(exhibit: Exhibit, key: str) -> Shown:
     picture = png(exhibit.picture) if exhibit.picture else None
     return Shown(
-        title=clean(exhibit.title) or content.stage(exhibit.probe),
+        title=clean(exhibit.title) or words.stage(exhibit.probe),
         caption=clean(exhibit.caption, 1000),
         said=content.curve_words(exhibit),
         chart=charts.line_chart(exhibit, key) + maps.map_chart(exhibit, f"{key}-map"),

@@ -49,7 +49,7 @@ def inversion_findings(found: Inversion, classes: Sequence[str], order: Sequence
 def inversion_exhibit(
     found: Inversion, classes: Sequence[str], order: Sequence[int], image: Tensor, probe: str, title: str, said: str
 ) -> Exhibit:
-    """Show the inverted triggers and one image, uint8 (1, C, H, W), with each of them; `said` ends the first sentence."""
+    """Show the inverted triggers and one image, uint8 (1, C, H, W), with each; `said` ends the first sentence."""
     shown = list(order[:SHOWN])
     inverted = torch.stack([(found.masks[c] * found.patterns[c]).round().to(torch.uint8) for c in shown])
     stamped = torch.cat([ops.blend(image, found.patterns[c], found.masks[c]) for c in shown])
@@ -65,7 +65,7 @@ def inversion_exhibit(
 
 
 def cleanse_measurement(found: Inversion, classes: Sequence[str], images: Tensor, probe: str) -> Measurement:
-    """Report what Neural Cleanse found: a verdict on every class, the triggers as a picture, masks and patterns to keep.
+    """Report what Neural Cleanse found: a verdict on every class, the triggers as a picture, masks and patterns.
 
     images: uint8 (N, C, H, W), the first of which is shown with the triggers.
     """
@@ -76,8 +76,8 @@ def cleanse_measurement(found: Inversion, classes: Sequence[str], images: Tensor
     else:
         note = (
             f"{probe} detects no backdoor and left the model as it was: no class stands out (the nearest: "
-            f"{named(classes, order[0])}, anomaly index {float(found.index[order[0]]):.2f}, where above {least:g} stands out); "
-            "triggers that change the whole image, or each image differently, leave no small mask to be found"
+            f"{named(classes, order[0])}, anomaly index {float(found.index[order[0]]):.2f}, where above {least:g} stands "
+            "out); triggers that change the whole image, or each image differently, leave no small mask to be found"
         )
     first = "The first stands out most." if found.flagged else "None stands out."
     return Measurement(
@@ -94,7 +94,6 @@ def reversal_measurement(found: Reversed, classes: Sequence[str], clean: Pool, p
     rate = found.rate
     name = named(classes, found.target)
     before = clean.images[:SHOWN]
-    after = (found.generator(before).clamp(0, 1) * 255).round().to(torch.uint8)
     return Measurement(
         findings=[rate_finding(probe, "suspect", "reversed_share", rate, name)],
         exhibits=[
@@ -104,7 +103,7 @@ def reversal_measurement(found: Reversed, classes: Sequence[str], clean: Pool, p
                 title="The reversed trigger",
                 caption=f"Clean images, the same as the generator poisons them, and the difference times 10. Of "
                 f"{rate.n} clean images so changed, {rate.successes} become {name}.",
-                picture=triptych(before.cpu(), after.cpu(), ("clean", "reversed", "diff x10")),
+                picture=triptych(before, found.generator(before), ("clean", "reversed", "diff x10")),
             )
         ],
         notes=[

@@ -7,8 +7,8 @@ from collections import Counter
 from xml.etree import ElementTree as ET
 
 from bdaudit.report import content
-from bdaudit.report.content import clean
 from bdaudit.report.schema import Report, Verdict
+from bdaudit.report.words import clean
 
 ELEMENTS: dict[Verdict, str | None] = {"pass": None, "fail": "failure", "inconclusive": "error"}
 """Inconclusive is an `error`: CI systems show skipped tests as green."""

@@ -15,6 +15,7 @@ from typing import NamedTuple
 from bdaudit.report import compare, content, tables
 from bdaudit.report.schema import Report
 from bdaudit.report.tables import Table
+from bdaudit.report.words import INTERVALS, ORACLE_MEANS, VERDICT_WORDS, clean
 
 PAGE, ROWS = 40, 20
 """About how many lines a float may take, and the most rows of a tabular."""
@@ -46,19 +47,17 @@ class Body(NamedTuple):
 
 def render(report: Report) -> str:
     """Write the figures as LaTeX tables: models down, metrics across, the verdict in the caption."""
-    name = f"\\textbf{{{content.VERDICT_WORDS[report.verdict]}.}} {escape(content.clean(report.title))}"
+    name = f"\\textbf{{{VERDICT_WORDS[report.verdict]}.}} {escape(clean(report.title))}"
     said = [content.headline(report), content.story(report)]
-    said += [content.ORACLE_MEANS] if any(g.oracle for g in report.granted) else []
+    said += [ORACLE_MEANS] if any(g.oracle for g in report.granted) else []
     stages = tables.summary(report)
     bodies = [body for t in stages for body in figures(t)]
-    return floats(
-        name, f": {escape(' '.join(said))}", bodies, [content.INTERVALS if stages else "Nothing was measured."]
-    )
+    return floats(name, f": {escape(' '.join(said))}", bodies, [INTERVALS if stages else "Nothing was measured."])
 
 
 def side_by_side(audits: Sequence[compare.Audit]) -> str:
     """Write several audits as LaTeX tables: their shared figures with differences, their verdicts in the caption."""
-    names = (f"\\textbf{{{a.letter}: {content.VERDICT_WORDS[a.report.verdict]}}} ({escape(a.source)})" for a in audits)
+    names = (f"\\textbf{{{a.letter}: {VERDICT_WORDS[a.report.verdict]}}} ({escape(a.source)})" for a in audits)
     first, _, *rest = compare.sections(audits)
     warning = f". \\textbf{{{first.title}.}} {escape(' '.join(first.lines))}"
     bodies = [body for s in rest for t in s.figures for body in figures(t)]

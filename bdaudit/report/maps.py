@@ -10,8 +10,9 @@ from typing import NamedTuple
 from xml.etree import ElementTree as ET
 
 from bdaudit.report.charts import HEIGHT_OF_LINE, UNITS, described
-from bdaudit.report.content import clean, finite, map_words
+from bdaudit.report.content import finite, map_words
 from bdaudit.report.schema import Exhibit
+from bdaudit.report.words import clean
 
 MOST, EDGE = 2400, 8.0
 """Most points of a map, and the air around them."""

@@ -7,10 +7,10 @@ from collections.abc import Iterable, Sequence
 
 from tabulate import tabulate
 
-from bdaudit.report import compare, content, tables
-from bdaudit.report.content import clean
+from bdaudit.report import compare, content, tables, words
 from bdaudit.report.schema import Report, Verdict
 from bdaudit.report.tables import Table
+from bdaudit.report.words import clean
 
 MARKS: dict[Verdict | None, str] = {"pass": "✅ pass", "fail": "❌ fail", "inconclusive": "⚠️ inconclusive", None: ""}
 
@@ -31,7 +31,7 @@ def render(report: Report) -> str:
     blocks += [grid(t) for t in tables.summary(report)]
     if report.findings:
         terms = (f"**{escape(name)}**: {escape(means)}." for name, means in content.glossary(report))
-        blocks += [escape(content.INTERVALS), _bullets(terms)]
+        blocks += [escape(words.INTERVALS), _bullets(terms)]
     blocks += [
         _section("Curves and maps", map(escape, content.curves(report))),
         _section("Controls", map(escape, content.controls(report))),
@@ -102,4 +102,4 @@ def _granted(report: Report) -> str:
             for row, g in zip(table.rows, report.granted, strict=False)
         ],
     )
-    return text + (f"\n\n{content.ORACLE_MEANS}" if any(g.oracle for g in report.granted) else "")
+    return text + (f"\n\n{words.ORACLE_MEANS}" if any(g.oracle for g in report.granted) else "")

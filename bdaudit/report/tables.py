@@ -8,25 +8,10 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
-from bdaudit.report.content import (
-    COLUMNS,
-    LISTED,
-    ORACLE,
-    OUTCOMES,
-    ROWS,
-    STAGES_SHOWN,
-    SUBJECTS,
-    clean,
-    cut,
-    figure,
-    metric,
-    rate,
-    self_checks,
-    stage,
-    subject,
-)
+from bdaudit.report.content import COLUMNS, LISTED, ROWS, STAGES_SHOWN, cut, self_checks
 from bdaudit.report.controls import journey
 from bdaudit.report.schema import Finding, Report
+from bdaudit.report.words import ORACLE, OUTCOMES, SUBJECTS, clean, figure, metric, rate, stage, subject
 
 SQUARE = 12
 """Most models across."""

@@ -7,10 +7,10 @@ from collections.abc import Iterable, Sequence
 
 from tabulate import tabulate
 
-from bdaudit.report import compare, content, tables
-from bdaudit.report.content import clean
+from bdaudit.report import compare, content, tables, words
 from bdaudit.report.schema import Report, Verdict
 from bdaudit.report.tables import Table
+from bdaudit.report.words import clean
 
 WIDTH = 100
 COLORS: dict[Verdict, str] = {"pass": "32", "fail": "31", "inconclusive": "33"}
@@ -28,7 +28,7 @@ def render(report: Report, *, color: bool = False) -> str:
     blocks += [grid(t) for t in tables.summary(report)]
     if report.findings:
         terms = (f"{name}: {means}" for name, means in content.glossary(report))
-        blocks += ["\n".join(_wrap(content.INTERVALS, "")), _section("What the columns mean", terms)]
+        blocks += ["\n".join(_wrap(words.INTERVALS, "")), _section("What the columns mean", terms)]
     blocks += [
         _section("Curves and maps", content.curves(report)),
         _section("Controls", content.controls(report)),
@@ -88,12 +88,12 @@ def _granted(report: Report) -> str:
     table = tables.granted(report)
     if not table.rows:
         return ""
-    return grid(table) + (f"\n{content.ORACLE_MEANS}" if any(g.oracle for g in report.granted) else "")
+    return grid(table) + (f"\n{words.ORACLE_MEANS}" if any(g.oracle for g in report.granted) else "")
 
 
 def _self_checks(report: Report) -> str:
     table = tables.checked(report)
-    plain = content.OUTCOMES["sound"]
+    plain = words.OUTCOMES["sound"]
     told = {f"{name} ({of}): {found or out}": name for name, of, out, found in table.rows if found or out != plain}
     others = dict.fromkeys(row[0] for row in table.rows if row[0] not in told.values())
     return _section(table.title, [*told, *([f"{plain}: {'; '.join(others)}"] if others else [])])

@@ -13,8 +13,8 @@ from bdaudit.attacks.triggers import KINDS, Trigger, load_trigger, save_trigger
 from bdaudit.inputs.classifier import Classifier
 from bdaudit.inputs.goal import Goal
 from bdaudit.inputs.pool import Pool
-from bdaudit.report.content import NUMBERS
 from bdaudit.report.schema import Finding, Measurement
+from bdaudit.report.words import NUMBERS
 from bdaudit.training.metrics import predict_logits
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from bdaudit.bench.grid import Grid, parse_grid
+from bdaudit.bench.grid import Grid
+from bdaudit.bench.grid_file import parse_grid
 from bdaudit.bench.plan import Cell, Plan, make_plan
 from bdaudit.bench.store import Store, write_store
 from bdaudit.flow.output import REPORT
@@ -23,6 +25,13 @@ SMALL: dict[str, Any] = {
     "options": {"probe": {"retune": {"draws": 1, "epochs": 1, "reference_nulls": False, "benign_size": 64}}},
 }
 """A grid whose stages take a second each."""
+
+
+def toml_of(table: Mapping[str, Any], name: str = "") -> str:
+    """Write a grid as its file; values are as in JSON."""
+    plain = [f"{k} = {json.dumps(v)}" for k, v in table.items() if not isinstance(v, dict)]
+    inner = [toml_of(v, f"{name}.{k}".lstrip(".")) for k, v in table.items() if isinstance(v, dict)]
+    return "\n".join([*([f"[{name}]"] if name else []), *plain, *inner])
 
 
 def grid_of(**changes: Any) -> Grid:

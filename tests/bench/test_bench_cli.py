@@ -5,14 +5,16 @@ from __future__ import annotations
 import json
 import re
 import sqlite3
+import sys
 from pathlib import Path
 
 import pandas
 import pytest
-from bench.benches import finished, report_of
+from bench.benches import finish, finished, report_of
 
-from bdaudit.bench.grid import read_grid
+from bdaudit.bench.grid_file import read_grid
 from bdaudit.bench.plan import make_plan
+from bdaudit.bench.store import COORDINATES, write_store
 from bdaudit.cli.main import _run
 
 DOCS = Path(__file__).parents[2] / "docs" / "bench.md"
@@ -41,6 +43,14 @@ def test_the_documented_grid_plans(documented: Path, capsys: pytest.CaptureFixtu
     assert call("bench", "plan", documented, "--json") == 0
     document = json.loads(capsys.readouterr().out)
     assert (document["cells"], len(document["stages"])) == (72, 78)
+    cell = next(s for s in document["stages"] if s["label"] == "blended rate=0.1, fst alpha=0.2, budget 50, seed 1")
+    assert {axis: cell[axis] for axis in ("data", "attack", "defense", "contamination", "budget", "seed")} == {
+        "data": "digits", "attack": "blended rate=0.1", "defense": "fst alpha=0.2", "contamination": "0", "budget": 50, "seed": 1
+    }  # fmt: skip
+    assert len({json.dumps([s[axis] for axis in COORDINATES]) for s in document["stages"] if s["kind"] == "cell"}) == 72
+    assert call("bench", "plan", documented, "--json", "--seed", "5") == 0
+    document = json.loads(capsys.readouterr().out)
+    assert (document["cells"], {s["seed"] for s in document["stages"] if s["kind"] == "cell"}) == (36, {5})
 
 
 def test_the_documented_line_of_pandas_reads_a_bench(
@@ -72,10 +82,19 @@ def test_the_documented_tables_are_shown(documented: Path, tmp_path: Path, capsy
 
 
 def test_a_plan_counts_what_is_done(documented: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """With one cell's time known, the estimate is by what was measured where it can be."""
+    """One cell is left, whose models are there: it will take as long as those like it did."""
     plan = make_plan(read_grid(documented))
-    finished(tmp_path / "bench", plan, {c.stage.label: report_of(0.9, 0.1, 0.2) for c in plan.cells})
-    assert call("bench", "plan", documented, "--out", tmp_path / "bench") == 0
+    *others, last = plan.cells
+    finished(tmp_path / "bench", plan, {c.stage.label: report_of(0.9, 0.1, 0.2) for c in others})
+    for model in (s for s in plan.stages if s.kind != "cell"):
+        (tmp_path / "bench" / model.path).parent.mkdir(exist_ok=True)
+        (tmp_path / "bench" / model.path).touch()
+    line = ("bench", "plan", documented, "--out", tmp_path / "bench", "--workers", "1")
+    assert call(*line) == 0
+    assert "left: 1 cell; about 12 s with 1 at a time, by what was measured here" in capsys.readouterr().out
+    with write_store(tmp_path / "bench") as store:
+        finish(store, tmp_path / "bench", last, report_of(0.9, 0.1, 0.2))
+    assert call(*line) == 0
     assert "nothing is left to do" in capsys.readouterr().out
 
 
@@ -86,9 +105,11 @@ def test_a_plan_counts_what_is_done(documented: Path, tmp_path: Path, capsys: py
         (("{grid}", "--out", "{folder}", "--address", "x"), "--address is for --executor ray"),
         (("{grid}",), "Missing option '--out'"),
         (("missing.toml", "--out", "{folder}"), "missing.toml: cannot be read as TOML"),
+        (("plan", "{grid}", "--seed", "foo"), "Invalid value for '--seed'"),
         (("show", "{folder}"), "holds no bench"),
+        (("show", "{folder}", "--plain", "--format", "csv"), "--plain is for the formats"),
         (("compare", "{folder}", "{folder}"), "holds no bench"),
-        (("{grid}", "--out", "{grid}"), "exists and is not a folder|Not a directory|not a folder"),
+        (("{grid}", "--out", "{grid}"), "exists and is not a folder"),
     ],
 )
 def test_wrong_usage_is_one_line_and_exit_code_2(
@@ -100,6 +121,15 @@ def test_wrong_usage_is_one_line_and_exit_code_2(
     assert re.search(words, error)
     assert [line for line in error.splitlines() if not line.startswith("warning: plugin ")] == [error.splitlines()[-1]]
     assert not folder.exists()
+
+
+def test_an_executor_that_cannot_be_had_leaves_no_folder(
+    documented: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    assert call("bench", documented, "--out", tmp_path / "b", "--executor", "ray") == 2
+    assert "Ray is not installed; pip install 'bdaudit[ray]'" in capsys.readouterr().err
+    assert not (tmp_path / "b").exists()
 
 
 def test_a_bad_grid_leaves_no_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from bench.benches import SMALL, grid_of
 
-from bdaudit.bench.grid import parse_grid, read_grid
+from bdaudit.bench.grid_file import parse_grid, read_grid
 from bdaudit.errors import BdauditError, InputError
 from bdaudit.flow.contamination import Contamination
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +10,17 @@ import pytest
 import torch
 
 from bdaudit import api
+from bdaudit.attacks.triggers import BlendTrigger
 from bdaudit.defenses.base import Defense
-from bdaudit.errors import UsageError
+from bdaudit.defenses.ft import FT
+from bdaudit.errors import InputError, UsageError
+from bdaudit.flow import identity as identifying
+from bdaudit.flow.audit import purify
 from bdaudit.flow.contamination import Contamination, defender_pools
+from bdaudit.flow.evidence import Evidence
+from bdaudit.flow.identity import identity
 from bdaudit.flow.memo import Memo
-from bdaudit.flow.run import Run
+from bdaudit.flow.run import Run, open_run
 from bdaudit.inputs.classifier import Classifier
 from bdaudit.inputs.pool import overlap
 from bdaudit.plugins import get
@@ -101,6 +108,46 @@ def test_what_a_defense_found_comes_back_with_its_model(run: Run, suspect: Class
     assert kept.found.artifacts == made.found.artifacts
 
 
+def test_an_identity_names_each_input_and_the_code(
+    run: Run, suspect: Classifier, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Checkpoints go by it: another target, trigger or code is another run, and the refusal says which differs."""
+    ep, sep = get("defense", "ep").parse({}), get("defense", "sep").parse({})
+    given = {"model": suspect, "clean": run.pool("clean"), "target": 0, "trigger": run.trigger, "rng": generator(0)}
+
+    def differing(plugin: Defense, **changes: Any) -> set[str]:
+        before, after = identity(plugin, given), identity(plugin, given | changes)
+        return {name for name in before if before[name] != after[name]}
+
+    assert differing(sep, rng=generator(0)) == set()
+    assert differing(sep, target=1) == {"target"}
+    assert differing(sep, rng=generator(1)) == {"rng"}
+    assert isinstance(run.trigger, BlendTrigger)
+    assert differing(ep, trigger=BlendTrigger(run.trigger.pattern, run.trigger.weight / 2)) == {"trigger"}
+    known = identity(sep, given)
+    monkeypatch.setattr(identifying, "code_digest", lambda *modules: "edited")
+    assert {name for name, value in identity(sep, given).items() if known[name] != value} == {"code"}
+
+
+def test_what_cannot_be_told_from_its_like_is_made_anew_and_keeps_no_checkpoints(
+    run: Run, suspect: Classifier, tmp_path: Path
+) -> None:
+    """A plugin that is not installed may be edited between two runs without anybody noticing."""
+
+    class Mine(FT):
+        """FT under another name."""
+
+        name = "mine"
+
+    mine, memo = Mine(epochs=1), Memo(tmp_path / "kept")
+    inputs = {"model": suspect, "clean": run.pool("clean").first(64)}
+    for _ in range(2):
+        _purified(memo, mine, inputs | {"rng": generator(1)})
+    assert memo.taken == []
+    with pytest.raises(UsageError, match="mine is not installed, so that a change of its code would go unseen"):
+        purify(mine, Evidence(suspect, clean=inputs["clean"]), 0, checkpoints=tmp_path / "checkpoints")
+
+
 # ---- contaminated pools
 
 
@@ -132,6 +179,24 @@ def test_clean_images_among_the_flagged_come_from_the_training_set_where_the_cle
     assert overlap(clean, run.pool("clean")) == len(clean) == len(run.pool("clean"))
     assert overlap(flagged, clean) == 0
     assert overlap(flagged, run.pool("train")) == len(flagged)
+
+
+def test_the_pools_are_of_the_run_as_it_is_now(run: Run, tmp_path: Path) -> None:
+    """A run that is made again in the same place has other poison; one whose index is spoilt says so in one line."""
+    folder = tmp_path / "run"
+    shutil.copytree(run.folder, folder)
+    index = folder / "train.csv"
+    defender_pools(open_run(folder), Contamination(), 3)
+    lines = index.read_text().splitlines()
+    index.write_text("\n".join([lines[0], *(line for line in lines[1:] if not line.endswith(",1,0"))]))
+    with pytest.raises(UsageError, match="and 0 triggered ones"):
+        defender_pools(open_run(folder), Contamination(), 3)
+    index.write_text("\n".join([lines[0].replace("cover", "covered"), *lines[1:]]))
+    with pytest.raises(InputError, match=r"train\.csv: has no column 'cover'"):
+        defender_pools(open_run(folder), Contamination(), 3)
+    index.write_text("\n".join([*lines, "999999,nowhere,train/999999.png,1,1,0,0"]))
+    with pytest.raises(InputError, match="image 999999 is not in train/"):
+        defender_pools(open_run(folder), Contamination(), 3)
 
 
 def test_more_than_there_is_is_refused_with_the_numbers(run: Run) -> None:

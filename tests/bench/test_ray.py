@@ -45,8 +45,8 @@ class Saboteur:
         self.usual = executor.wait
         executor.wait = self._wait
 
-    def _wait(self, seconds: float) -> list[Outcome]:
-        outcomes: list[Outcome] = self.usual(seconds)
+    def _wait(self) -> list[Outcome]:
+        outcomes: list[Outcome] = self.usual()
         self.lost += sum(o.state == "lost" for o in outcomes)
         return outcomes
 
@@ -82,9 +82,54 @@ def test_a_grid_survives_the_loss_of_a_node_and_comes_to_what_it_comes_to_locall
     assert (tally.done, tally.failed) == (4, 0)
     assert saboteur.removed
     assert saboteur.lost >= 1
-    _, here = run(tmp_path / "local", Local(str(tmp_path / "local"), workers=2))
+    _, here = run(tmp_path / "local", Local(str(tmp_path / "local"), [None, None]))
     assert found == here
     assert len(found) > 4 * 10
+
+
+class Gone:
+    """A cluster of which nothing is left but what its tasks raised."""
+
+    def __init__(self, error: Exception) -> None:
+        self.error, self.shut = error, False
+
+    def __getattr__(self, name: str) -> Any:
+        import ray
+
+        return getattr(ray, name)
+
+    def get(self, ref: object) -> None:
+        raise self.error
+
+    def cancel(self, ref: object, force: bool) -> None:
+        raise ConnectionError("no cluster")
+
+    def shutdown(self) -> None:
+        self.shut = True
+
+
+def executor_on(cluster: Gone) -> Any:
+    from bdaudit.bench.on_ray import OnRay
+
+    made: Any = OnRay.__new__(OnRay)
+    made.ray, made.ours, made.running = cluster, True, {"ref": "key"}
+    return made
+
+
+def test_a_node_that_lacks_a_package_says_which_and_loses_no_worker() -> None:
+    """Its stages fail with the message at once: another try would end alike. A worker that is gone is lost."""
+    from ray.exceptions import RayTaskError, WorkerCrashedError
+
+    why = ModuleNotFoundError("No module named 'bdaudit'")
+    told = executor_on(Gone(RayTaskError("_on_a_node", "Traceback", why, ip="192.0.2.1")))._outcome("ref", "key")
+    assert (told.state, told.reason) == ("failed", "on a node: ModuleNotFoundError: No module named 'bdaudit'")
+    assert executor_on(Gone(WorkerCrashedError()))._outcome("ref", "key").state == "lost"
+
+
+def test_a_cluster_that_is_gone_does_not_keep_an_executor_from_closing() -> None:
+    executor = executor_on(Gone(ConnectionError()))
+    executor.close()
+    assert executor.ray.shut
 
 
 def test_a_cluster_that_is_not_there_is_one_clear_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,7 @@ from bench.benches import SMALL, plan_of, report_of
 
 from bdaudit.bench.plan import Plan, Stage
 from bdaudit.bench.process import Outcome
-from bdaudit.bench.progress import said
+from bdaudit.bench.progress import news, said
 from bdaudit.bench.run import Tally, bench_folder, outstanding, run_plan
 from bdaudit.bench.store import CellRow
 from bdaudit.errors import OutputError
@@ -47,7 +47,7 @@ class Scripted:
         self.queue.append(stage)
         self.order.append(stage)
 
-    def wait(self, seconds: float) -> list[Outcome]:
+    def wait(self) -> list[Outcome]:
         stage = self.queue.pop(0)
         return [self.act(stage, [s.key for s in self.order].count(stage.key))]
 
@@ -60,12 +60,14 @@ class Told:
 
     def __init__(self) -> None:
         self.tallies: list[Tally] = []
+        self.news: list[str] = []
 
     def started(self, tally: Tally) -> None:
         self.tallies.append(Tally(**vars(tally)))
 
     def ended(self, stage: Stage, outcome: Outcome, tally: Tally) -> None:
         self.tallies.append(Tally(**vars(tally)))
+        self.news.append(news(stage, outcome))
 
 
 def run(plan: Plan, folder: Path, act: Act, **more: int) -> tuple[Scripted, Tally, list[CellRow], Told]:
@@ -114,9 +116,7 @@ def test_one_failed_cell_loses_no_other_and_is_tried_again_by_the_next_run(tmp_p
     bad = "badnets, ft epochs=1, seed 0"
 
     def act(stage: Stage, n: int) -> Outcome:
-        return (
-            Outcome(stage.key, "failed", 1.0, "it diverged", "Traceback") if stage.label == bad else do(stage, tmp_path)
-        )
+        return Outcome(stage.key, "failed", 1.0, "it diverged") if stage.label == bad else do(stage, tmp_path)
 
     executor, tally, cells, _ = run(plan_of(), tmp_path, act)
     assert (tally.done, tally.failed, tally.left) == (1, 1, 0)
@@ -135,18 +135,40 @@ def test_cells_whose_model_failed_are_given_up_with_its_name(tmp_path: Path) -> 
     _, tally, cells, _ = run(plan_of(attacks=["badnets", "blended"]), tmp_path, act)
     assert (tally.done, tally.failed, tally.left) == (2, 2, 0)
     assert [c.state for c in cells] == ["done", "done", "blocked", "blocked"]
-    assert cells[2].reason == "victim failed: blended, seed 0"
+    assert cells[2].reason == "what it needs failed: backdoored model, blended, seed 0"
+
+
+def test_models_that_only_given_up_cells_needed_are_not_trained(tmp_path: Path) -> None:
+    """Seed 0's twin fails: its four cells are given up, and with them their models, none of which has begun."""
+
+    def act(stage: Stage, n: int) -> Outcome:
+        failed = stage.kind == "twin" and stage.spec["seed"] == 0
+        return Outcome(stage.key, "failed", 1.0, "no memory") if failed else do(stage, tmp_path)
+
+    plan = plan_of(attacks=["badnets", "blended", "sig", "lf"], defenses=["ft epochs=1"], seeds=[0, 1])
+    executor, tally, _, _ = run(plan, tmp_path, act)
+    assert (tally.done, tally.failed, tally.left) == (4, 4, 0)
+    trained = [s.spec["seed"] for s in executor.order if s.kind == "victim"]
+    assert trained.count(1) == 4
+    assert trained.count(0) == 0
 
 
 def test_a_lost_worker_is_replaced_so_many_times(tmp_path: Path) -> None:
-    """Lost twice and then done is done; lost once more than allowed has failed, and says how often it was tried."""
+    """Lost twice and then done is done; lost once more than allowed has failed, and says how often it was tried.
+
+    Nobody is left to wonder what takes so long: each lost try is told.
+    """
 
     def act(stage: Stage, n: int) -> Outcome:
         lost = n <= 2 if "fst" in stage.label else "ft" in stage.label
         return Outcome(stage.key, "lost", 1.0, "its process died (SIGKILL)") if lost else do(stage, tmp_path)
 
-    _, tally, cells, _ = run(plan_of(), tmp_path, act, retries=2)
-    assert (tally.done, tally.failed) == (1, 1)
+    _, tally, cells, told = run(plan_of(), tmp_path, act, retries=2)
+    assert (tally.done, tally.failed, tally.left) == (1, 1, 0)
+    why = "its process died (SIGKILL)"
+    assert told.news.count(f"badnets, fst epochs=1, seed 0 LOST, is tried again: {why}") == 2
+    assert told.news.count(f"badnets, ft epochs=1, seed 0 LOST, is tried again: {why}") == 2
+    assert f"badnets, ft epochs=1, seed 0 FAILED: {why}; tried 3 times" in told.news
     assert [(c.state, c.reason) for c in cells] == [
         ("failed", "its process died (SIGKILL); tried 3 times"),
         ("done", ""),
@@ -166,16 +188,20 @@ def test_audits_that_a_killed_run_left_behind_count(tmp_path: Path) -> None:
     assert [(c.state, c.verdict) for c in cells] == [("done", "fail")] * 2
 
 
-def test_a_report_that_cannot_be_read_is_a_failure(tmp_path: Path) -> None:
+def test_a_report_that_cannot_be_read_is_a_failure_now_and_in_the_next_run(tmp_path: Path) -> None:
+    """Nothing replaces a folder that holds something else than an audit; it stops no other cell."""
+
     def act(stage: Stage, n: int) -> Outcome:
         outcome = do(stage, tmp_path)
         if stage.kind == "cell":
             (tmp_path / stage.path / REPORT).write_text("{}")
         return outcome
 
-    _, tally, cells, _ = run(plan_of(), tmp_path, act)
-    assert tally.failed == 2
-    assert "not a bdaudit report" in cells[0].reason
+    for _ in range(2):
+        _, tally, cells, _ = run(plan_of(), tmp_path, act)
+        assert (tally.done, tally.failed, tally.left) == (0, 2, 0)
+        assert "not a bdaudit report" in cells[0].reason
+        assert cells[0].reason.endswith("; delete the folder to make it again")
 
 
 def test_two_runs_do_not_share_a_folder(tmp_path: Path) -> None:

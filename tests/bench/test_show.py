@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import pytest
 from bench.benches import finished, plan_of, report_of
 from programs import needs_latex
 
+from bdaudit.bench import page
 from bdaudit.bench.compare import compare
-from bdaudit.bench.show import Pivot, pivot, render
+from bdaudit.bench.pivot import Pivot, pivot
+from bdaudit.bench.show import render
 from bdaudit.bench.store import Store, read_store
 from bdaudit.errors import InputError, UsageError
 
@@ -62,6 +66,19 @@ def test_the_best_is_the_largest_accuracy_and_the_smallest_success_and_never_an_
     assert best == {("ft epochs=1", "c_acc"), ("fst epochs=1", "o_asr"), ("fst epochs=1", "p_asr")}
 
 
+def test_a_mean_over_fewer_audits_is_never_the_best(tmp_path: Path) -> None:
+    """PL did the easy attack alone, as its figures there are of the best; FT and FST did both."""
+    reports = {
+        "badnets, pl, seed 0": report_of(0.99, 0.0, 0.0),
+        **{f"{attack}, ft, seed 0": report_of(0.9, 0.5, 0.9) for attack in ("badnets", "blended")},
+        **{f"{attack}, fst, seed 0": report_of(0.8, 0.1, 0.5) for attack in ("badnets", "blended")},
+    }
+    finished(tmp_path, plan_of(attacks=["badnets", "blended"], defenses=["ft", "fst", "pl"]), reports)
+    with read_store(tmp_path) as store:
+        best = {key for key, e in entries(pivot(store, down=["defense"])).items() if e.best}
+    assert best == {("ft", "c_acc"), ("fst", "o_asr"), ("fst", "p_asr")}
+
+
 def test_an_axis_may_run_across(store: Store) -> None:
     shown = pivot(store, across=["seed"], metrics=["o_asr"])
     assert shown.headers == ["seed 0: O-ASR", "seed 1: O-ASR"]
@@ -92,6 +109,17 @@ def test_csv_has_plain_numbers(store: Store) -> None:
     assert ft["evaluation.purified.o_asr audits"] == "2"
     ep = next(row for row in rows if row["defense"] == "ep")
     assert float(ep["retune.purified.p_asr high"]) == pytest.approx(0.03)
+
+
+def test_a_page_elsewhere_links_back(tmp_path: Path) -> None:
+    """Through folders with spaces in their names, from wherever `bench show --format html --out` puts it."""
+    finished(tmp_path / "a bench", plan_of(), {"badnets, ft epochs=1, seed 0": report_of(0.9, 0.1, 0.5)})
+    (tmp_path / "the papers").mkdir()
+    with read_store(tmp_path / "a bench") as store:
+        text = page.render(store, pivot(store), tmp_path / "a bench", tmp_path / "the papers")
+    links = re.findall(r'href="([^"]+)"', text)
+    assert links
+    assert all((tmp_path / "the papers" / unquote(link)).read_text().count("the audit itself") for link in links)
 
 
 @needs_latex
@@ -151,6 +179,18 @@ def test_two_benches_are_compared_seed_by_seed(store: Store, tmp_path: Path) -> 
     ]  # fmt: skip
     assert "2 cells in both, 2 of them the same to every option." in made.notes
     assert "3 finished cells are only in A." in made.notes
+
+
+def test_entries_that_differ_only_far_to_the_right_are_compared_apart(tmp_path: Path) -> None:
+    options = "fst epochs=1 lr=0.01 batch_size=128 min_steps=8 crop=-1 flip=false layers=last alpha="
+    assert len(options) > 80
+    labels = [f"{options}{alpha}" for alpha in (0.1, 0.2)]
+    reports = {f"badnets, {label}, seed 0": report_of(0.9, 0.1, 0.5) for label in labels}
+    finished(tmp_path, plan_of(defenses=labels), reports)
+    with read_store(tmp_path) as one, read_store(tmp_path) as other:
+        made = compare(one, other)
+    assert len(made.table.rows) == 2
+    assert made.notes[1].startswith("2 cells in both, 2 of them")
 
 
 def test_benches_without_a_common_cell_are_not_compared(store: Store, tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import pandas
 import pytest
 from bench.benches import finished, plan_of, report_of
 
+from bdaudit.bench import store as store_module
 from bdaudit.bench.store import FILE, read_store, write_store
 from bdaudit.errors import InputError
 
@@ -55,14 +56,24 @@ def test_another_grid_in_the_folder_shows_its_own_cells_and_keeps_the_others(fol
         assert [c.state for c in store.cells()] == ["done", "done"]
 
 
-def test_a_failure_is_kept_with_its_reason_and_forgotten_when_it_is_done_again(folder: Path) -> None:
+def test_a_failure_is_kept_with_its_reason_until_the_next_run_of_whatever_grid(folder: Path) -> None:
+    """A model that failed belongs to no cell: dropped from the grid, it would be listed for ever."""
     plan = plan_of()
     with write_store(folder) as store:
-        store.fail(plan.cells[0].stage, "failed", "it broke", "Traceback")
-        assert store.failures() == [("cell", "badnets, ft epochs=1, seed 0", "it broke")]
+        failed = plan.cells[0].stage
+        store.fail(failed, "failed", "it broke")
+        [failure] = store.failures()
+        assert failure == ("cell", failed.key, "badnets, ft epochs=1, seed 0", "it broke")
+        assert failure.said(folder) == "badnets, ft epochs=1, seed 0: it broke"
+        (folder / "logs").mkdir()
+        (folder / "logs" / f"{failed.key}.log").write_text("Traceback")
+        assert failure.said(folder) == f"badnets, ft epochs=1, seed 0: it broke (see logs/{failed.key}.log)"
         assert len(store.results()) == 3
-        store.forget([plan.cells[0].stage.key])
+        store.fail(plan.stages[0], "failed", "it diverged")
+        assert [f.kind for f in store.failures()] == ["twin", "cell"]
+        store.adopt(plan_of(attacks=["blended"], seeds=[1]))
         assert store.failures() == []
+        store.adopt(plan)
         assert store.cells()[0].state == "left"
 
 
@@ -72,6 +83,23 @@ def test_what_is_no_bench_is_said_so(tmp_path: Path) -> None:
     (tmp_path / FILE).write_text("no database at all, but long enough to be looked at" * 20)
     with pytest.raises(InputError, match="cannot be used as a bench's database"), read_store(tmp_path):
         pass
+
+
+def test_a_database_is_made_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process that ends among its tables leaves none of them, and the next one makes them all."""
+    whole = store_module.SCHEMA
+    monkeypatch.setattr(store_module, "SCHEMA", whole.replace("CREATE VIEW", "no SQL; CREATE VIEW"))
+    with pytest.raises(InputError), write_store(tmp_path):
+        pass
+    monkeypatch.setattr(store_module, "SCHEMA", whole)
+    with write_store(tmp_path) as store:
+        assert store.cells() == []
+
+
+def test_what_goes_wrong_in_a_run_is_not_blamed_on_the_file(folder: Path) -> None:
+    """A full disk after hours is no wrong usage: it does not end the command with exit code 2."""
+    with pytest.raises(sqlite3.OperationalError), write_store(folder) as store:
+        store.connection.execute("INSERT INTO nowhere VALUES (1)")
 
 
 def test_a_database_of_another_version_is_refused(tmp_path: Path) -> None:

@@ -10,12 +10,12 @@ from reports import HOSTILE, audited, empty, hostile, huge, row
 
 from bdaudit.errors import UsageError
 from bdaudit.report import compare
-from bdaudit.report.content import clean
 from bdaudit.report.controls import contrast
 from bdaudit.report.formats import SIDE_BY_SIDE, Format
 from bdaudit.report.render import render_side_by_side
 from bdaudit.report.schema import Finding, Policy, Report
 from bdaudit.report.statistics import wilson
+from bdaudit.report.words import clean
 
 INPUTS: dict[str, Any] = {
     "model": {"weights_sha256": "aa" * 32},

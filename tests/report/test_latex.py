@@ -15,9 +15,9 @@ from programs import needs_latex
 from reports import HOSTILE, audited, empty, hostile, huge, row
 
 from bdaudit.report import latex
-from bdaudit.report.content import clean
 from bdaudit.report.render import render, render_side_by_side
 from bdaudit.report.schema import Report
+from bdaudit.report.words import clean
 
 
 def long() -> Report:

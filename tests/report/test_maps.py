@@ -11,10 +11,11 @@ import pytest
 from reports import HOSTILE, audited, empty
 
 from bdaudit.report.charts import UNITS, line_chart
-from bdaudit.report.content import clean, curve_words, map_words
+from bdaudit.report.content import curve_words, map_words
 from bdaudit.report.maps import MARKS, MOST, map_chart
 from bdaudit.report.render import render
 from bdaudit.report.schema import Exhibit
+from bdaudit.report.words import clean
 
 DISTANCES, FEATURES = audited().exhibits[-2:]
 Place = tuple[float, float]

@@ -22,9 +22,9 @@ from reports import HOSTILE, audited, empty, hostile, huge, png, row
 from bdaudit.errors import UsageError
 from bdaudit.report import content, html, junit, markdown, tables
 from bdaudit.report.charts import line_chart
-from bdaudit.report.content import clean
 from bdaudit.report.render import FORMATS, Format, render
 from bdaudit.report.schema import Exhibit, Report, Verdict, read_report
+from bdaudit.report.words import clean
 
 REPORTS = {"audited": audited, "hostile": hostile, "empty": empty, "huge": huge}
 CSS = (Path(html.__file__).parent / "templates" / "report.css").read_text()
