@@ -34,6 +34,13 @@ def digits() -> Pool:
     return load_dataset("digits").train
 
 
+@pytest.fixture(scope="session")
+def parts(digits: Pool) -> tuple[Pool, Pool]:
+    """1,000 digits to poison, and the others to test with."""
+    train, test = digits.shuffled(generator(7)).split(1000)
+    return train, test
+
+
 @pytest.fixture
 def rng() -> torch.Generator:
     return generator(0)

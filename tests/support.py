@@ -8,15 +8,32 @@ import sys
 import sysconfig
 from pathlib import Path
 
+from bdaudit.attacks.badnets import BadNets
+from bdaudit.attacks.base import Poisoned
+from bdaudit.attacks.triggers import Trigger
 from bdaudit.inputs.architectures import complete, fresh, parse
 from bdaudit.inputs.classifier import Classifier
 from bdaudit.inputs.datasets import load_dataset
+from bdaudit.inputs.goal import Goal
+from bdaudit.inputs.pool import Pool
 from bdaudit.runtime import generator
+from bdaudit.training.metrics import attack_rates
 
 
 def make_tiny(arch: str = "small_cnn:width=4", seed: int = 0) -> Classifier:
     dataset = load_dataset("digits")
     return fresh(complete(parse(arch)), dataset.preprocessing, dataset.classes, generator(seed)).eval()
+
+
+def poisoned(train: Pool, target: int, rate: float = 0.1) -> tuple[Poisoned, Trigger]:
+    """Plant BadNets in a pool."""
+    attack = BadNets(rate=rate)
+    trigger = attack.make_trigger(train.shape)
+    return attack.poison(train, trigger, Goal(target, 10), make_tiny(), generator(1)), trigger
+
+
+def asr(model: Classifier, trigger: Trigger, test: Pool, target: int) -> float:
+    return attack_rates(model, trigger.on(test), Goal(target, 10))[0].value
 
 
 def snapshot(folder: Path) -> set[str]:

@@ -5,7 +5,6 @@ from collections.abc import Callable, Iterable
 from typing import Literal
 
 import torch
-from torch.nn import functional as F
 
 from bdaudit.contract import option
 from bdaudit.defenses.base import Defense, Purified, Splitting
@@ -14,9 +13,8 @@ from bdaudit.inputs.classifier import Classifier
 from bdaudit.inputs.pool import Pool
 from bdaudit.runtime import spawn
 from bdaudit.training.division import Division
-from bdaudit.training.isolation import Per, flooding, local_gradient_ascent, votes
-from bdaudit.training.loop import Loss, Recipe, cross_entropy, tune
-from bdaudit.training.progress import say
+from bdaudit.training.isolation import Per, ascent, flooding, local_gradient_ascent
+from bdaudit.training.loop import Loss, Recipe, cross_entropy, in_steps, tune
 from bdaudit.training.samples import largest, losses_of
 
 
@@ -65,19 +63,16 @@ class ABL(Splitting):
         self.check_train(train, fresh)
         loss = flooding(self.gamma) if self.isolate_by == "flooding" else local_gradient_ascent(self.gamma, self.ascent)
         self._train(fresh, train, spawn(rng), self.isolation_epochs, "isolation", loss=loss)
-        ce, labels = losses_of(fresh, train, self.name).ce, train.labels.cpu()
+        ce = losses_of(fresh, train, self.name).ce
         isolated = largest(-ce, self.share)
-        counts = votes(ce, labels, self.share, fresh.num_classes)
-        target, support = int(counts.argmax()), float(counts.max() / counts.sum())
-        say(f"abl: {int(isolated.sum())} images isolated, {support:.0%} of them with label {fresh.classes[target]}")
-        doubt = "" if support > 0.5 else f"no more than {support:.0%} of the isolated images have one label, {target}"
+        target, doubt = self.blamed(isolated, train, fresh)
         clean = largest(ce, self.clean_share) & ~isolated
         return fresh, Division(clean, isolated, {"loss": ce}, target, doubt=doubt)
 
     def purify(self, fresh: Classifier, train: Pool, rng: torch.Generator) -> Purified:
         model, division = self.divide(fresh, train, rng)
         if self.tuning_epochs:
-            schedule = in_steps(self.tuning_epochs)
+            schedule = in_steps(*drops(self.tuning_epochs))
             rest = train.take(~division.flagged)
             self._train(model, rest, spawn(rng), self.tuning_epochs, "tuning", schedule=schedule)
         isolated = train.take(division.flagged)
@@ -109,20 +104,10 @@ class ABL(Splitting):
         tune(model, pool, recipe, rng, loss=loss, keep={}, what=f"abl: {what}")
 
 
-def in_steps(epochs: int) -> Callable[[float], float]:
-    """Fall to a tenth after 40 epochs and a hundredth after 60; where there are fewer, after these parts of 70."""
+def drops(epochs: int) -> tuple[float, float]:
+    """When the learning rate falls: after 40 epochs and after 60, or where there are fewer, after these parts of 70."""
     length = epochs if epochs >= 60 else 70
-    return lambda done: 1.0 if done < 40 / length else 0.1 if done < 60 / length else 0.01
-
-
-def ascent(cap: bool) -> Loss:
-    """Raise the loss on each isolated image; cap: up to log K, that of a model which knows nothing."""
-
-    def loss(model: Classifier, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        ceiling = math.log(model.num_classes) if cap else math.inf
-        return -F.cross_entropy(model(x), y, reduction="none").clamp(max=ceiling).mean()
-
-    return loss
+    return 40 / length, 60 / length
 
 
 @hookimpl

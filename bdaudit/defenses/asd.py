@@ -67,7 +67,7 @@ class ASD(MixMatching):
                 advance(0, said)
                 f.epoch(torch.cat([pool, given]), advance)
                 keep["history"] = torch.cat([keep["history"], pool[None]])
-        return fresh, self._division(fresh, train, keep)
+        return fresh, self.by_contradiction(fresh, train, keep)
 
     def _virtual(self, model: Classifier, pool: Pool, rng: torch.Generator) -> Tensor:
         """Symmetric cross-entropy after one more epoch on everything, of the layers of the upper half alone."""
@@ -78,17 +78,6 @@ class ASD(MixMatching):
         recipe = Recipe(1, self.meta_lr, optimizer="adam", schedule="constant", augment=augment)
         Training(copy, recipe, 1).epoch(batches(pool, recipe.batch_for(len(pool)), rng, augment))
         return losses_of(copy, pool, self.name).symmetric_ce
-
-    def _division(self, model: Classifier, train: Pool, keep: dict[str, Tensor]) -> Division:
-        """Flag the rows outside the last pool whose labels the model contradicts."""
-        labels = train.labels.cpu()
-        on_f = losses_of(model, train, self.name)
-        pool = keep["history"][-1]
-        flagged = ~pool & (on_f.prediction != labels)
-        counts = torch.bincount(labels[flagged], minlength=model.num_classes)
-        target = int(counts.argmax()) if counts.max() > counts.sum() / 2 else None
-        scores = {"split": keep["scores"], "main_fit": -on_f.symmetric_ce}
-        return Division(pool, flagged, scores, target, dict(enumerate(keep["history"], 1)))
 
 
 def balanced(clean: Pool, count: int, rng: torch.Generator) -> Pool:

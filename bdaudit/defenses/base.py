@@ -20,9 +20,11 @@ from bdaudit.runtime import spawn
 from bdaudit.training.augment import Augment
 from bdaudit.training.bti import Reversal, Reversed, reverse
 from bdaudit.training.division import Division
-from bdaudit.training.loop import Recipe
+from bdaudit.training.loop import Recipe, cross_entropy, tune
 from bdaudit.training.mixmatch import MixMatch
-from bdaudit.training.progress import warn
+from bdaudit.training.progress import say, warn
+from bdaudit.training.samples import largest, losses_of
+from bdaudit.training.sensitivity import intra_class, sensitivities
 
 
 @dataclass(frozen=True)
@@ -240,6 +242,69 @@ class Splitting(Defense):
                 f"{self.name}: the training set holds {only} alone, so nothing tells clean rows from poisoned ones; "
                 "it takes at least two classes"
             )
+
+    @final
+    def blamed(self, flagged: Tensor, train: Pool, model: Classifier) -> tuple[int, str]:
+        """Take the label of most flagged rows for the target; also say why it may be none, '' for no reason."""
+        counts = torch.bincount(train.labels.cpu()[flagged], minlength=model.num_classes)
+        target, support = int(counts.argmax()), float(counts.max() / counts.sum())
+        share = f"{support:.0%} of the flagged images"
+        say(f"{self.name}: {int(flagged.sum())} images flagged; {share} have label {model.classes[target]}")
+        return target, "" if support > 0.5 else f"no more than {share} have one label, {target}"
+
+    @final
+    def by_contradiction(self, model: Classifier, train: Pool, keep: Mapping[str, Tensor]) -> Division:
+        """Flag the rows outside the last pool whose labels the model contradicts.
+
+        keep: the pools by epoch as `history` (bool (epochs, N)), and as `scores` (N,) what the last one was chosen by.
+        """
+        labels = train.labels.cpu()
+        on_f = losses_of(model, train, self.name)
+        pool = keep["history"][-1]
+        flagged = ~pool & (on_f.prediction != labels)
+        counts = torch.bincount(labels[flagged], minlength=model.num_classes)
+        target = int(counts.argmax()) if counts.max() > counts.sum() / 2 else None
+        scores = {"split": keep["scores"], "main_fit": -on_f.symmetric_ce}
+        return Division(pool, flagged, scores, target, dict(enumerate(keep["history"], 1)))
+
+
+class Distinguishing(Splitting):
+    """Options and division shared by the defenses that tell rows apart by how a transformation moves their features.
+
+    The sample-distinguishment module of Chen et al. 2022: (1) a short training without augmentation learns the trigger,
+    (2) another one parts the centres of the labels, and with them poisoned rows from those whose label they carry;
+    (3) rows whose features a turn and a shift move most are flagged, those that it moves least are taken for clean.
+    """
+
+    trigger_epochs: int = option(2, "epochs without augmentation", cite="D-ST", ge=1)
+    parting_epochs: int = option(10, "epochs that part the centres of the labels' features", cite="D-ST", ge=0)
+    parting_lr: float = option(0.01, "learning rate of both (SGD)", cite="D-ST released", gt=0)
+    batch_size: int = option(128, "images a step", cite="D-ST released", ge=2)
+    min_steps: int = option(64, "steps an epoch, at least", cite="ours: docs/deviations.md", ge=1)
+    clean_share: float = option(0.2, "share of rows, the least sensitive, taken for clean", cite="D-ST", gt=0, lt=1)
+    poison_share: float = option(0.05, "share of rows, the most sensitive, that is flagged", cite="D-ST", gt=0, lt=1)
+
+    def divide(self, fresh: Classifier, train: Pool, rng: torch.Generator) -> tuple[Classifier, Division]:
+        self.check_train(train, fresh)
+        for what, epochs, loss in (
+            ("learning the trigger", self.trigger_epochs, cross_entropy),
+            ("parting the classes", self.parting_epochs, intra_class),
+        ):
+            recipe = self.recipe(epochs, self.parting_lr)
+            tune(fresh, train, recipe, spawn(rng), loss=loss, keep={}, what=f"{self.name}: {what}")
+        scores = sensitivities(fresh, train, spawn(rng))
+        if not scores.isfinite().all():
+            raise UsageError(f"{self.name} diverged: features are not finite; try a smaller -o parting_lr")
+        flagged = largest(scores, self.poison_share)
+        target, doubt = self.blamed(flagged, train, fresh)
+        clean = largest(-scores, self.clean_share) & ~flagged
+        return fresh, Division(clean, flagged, {"stability": -scores}, target, doubt=doubt)
+
+    @final
+    def recipe(self, epochs: int, lr: float, **changes: Any) -> Recipe:
+        """Turn the options into a recipe without augmentation, at a constant learning rate unless told otherwise."""
+        settings: dict[str, Any] = {"weight_decay": 5e-4, "schedule": "constant", "min_steps": self.min_steps}
+        return Recipe(epochs, lr, self.batch_size, **(settings | changes))
 
 
 class MixMatching(Splitting):

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ class Augment:
             if self.reflect:
                 rows, columns = _reflected(rows - self.pad, h), _reflected(columns - self.pad, w)
             else:
-                images = torch.nn.functional.pad(images, (self.pad,) * 4)
+                images = F.pad(images, (self.pad,) * 4)
         n_index = torch.arange(n, device=device)[:, None, None]
         # One gather serves crop and flip together; advanced indices in front give (N, H, W, C).
         taken = images.permute(0, 2, 3, 1)[n_index, rows.to(device)[:, :, None], columns.to(device)[:, None, :]]
@@ -57,3 +58,17 @@ class Augment:
 def _reflected(places: Tensor, size: int) -> Tensor:
     """Fold places outside 0..size-1 back at the edges, which are not repeated."""
     return size - 1 - (size - 1 - places.abs()).abs()
+
+
+def resampled(images: Tensor, theta: Tensor, *, outside: str = "zeros") -> Tensor:
+    """Look up each pixel of images (N, C, H, W), floats, where an affine map sends it; the same shape.
+
+    theta: (N, 2, 3), from (x, y, 1) in [-1, 1] to the place in the original. outside: what lies there, `zeros` or `border`.
+    """
+    grid = F.affine_grid(theta.to(images.device), list(images.shape), align_corners=False)
+    return F.grid_sample(images, grid, padding_mode=outside, align_corners=False)
+
+
+def uniform(n: int, low: float, high: float, rng: torch.Generator) -> Tensor:
+    """Draw n floats between two others, on the CPU, so that devices agree."""
+    return low + (high - low) * torch.rand(n, generator=rng)

@@ -1,7 +1,11 @@
-"""Losses that stop learning where clean images get to, so that what is learnt beyond them is the backdoor (ABL)."""
+"""Losses that stop learning where clean images get to, so that what is learnt beyond them is the backdoor; and unlearn it.
+
+ABL (Li et al. 2021).
+"""
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 import torch
@@ -30,6 +34,16 @@ def flooding(level: float) -> Loss:
 
     def loss(model: Classifier, x: Tensor, y: Tensor) -> Tensor:
         return (F.cross_entropy(model(x), y) - level).abs() + level
+
+    return loss
+
+
+def ascent(cap: bool) -> Loss:
+    """Raise the loss on each image; cap: up to log K, that of a model which knows nothing."""
+
+    def loss(model: Classifier, x: Tensor, y: Tensor) -> Tensor:
+        ceiling = math.log(model.num_classes) if cap else math.inf
+        return -F.cross_entropy(model(x), y, reduction="none").clamp(max=ceiling).mean()
 
     return loss
 

@@ -88,6 +88,11 @@ class Recipe:
         raise UsageError(f"schedule is cosine, onecycle or constant, got {self.schedule!r}")
 
 
+def in_steps(*drops: float) -> Callable[[float], float]:
+    """Make a schedule that falls to a tenth at each of these shares of the steps."""
+    return lambda done: 10.0 ** -sum(done >= drop for drop in drops)
+
+
 def cross_entropy(model: Classifier, x: Tensor, y: Tensor) -> Tensor:
     """The plain training loss."""
     return F.cross_entropy(model(x), y)

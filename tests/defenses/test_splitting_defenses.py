@@ -7,24 +7,25 @@ from typing import Any
 
 import pytest
 import torch
-from support import make_tiny
+from support import asr, make_tiny, poisoned
 
-from bdaudit.attacks.badnets import BadNets
-from bdaudit.attacks.base import Poisoned
-from bdaudit.attacks.triggers import Trigger
+from bdaudit import plugins
 from bdaudit.defenses import bsd
-from bdaudit.defenses.abl import ABL, ascent, in_steps
+from bdaudit.defenses.abl import ABL, drops
 from bdaudit.defenses.asd import ASD, balanced, best_of_each, lower_half
 from bdaudit.defenses.base import Splitting
 from bdaudit.defenses.bsd import BSD, alpha_at, split_by
+from bdaudit.defenses.d_br import DBR
+from bdaudit.defenses.d_st import DST
 from bdaudit.errors import ImageError, UsageError
 from bdaudit.inputs.classifier import Classifier
-from bdaudit.inputs.goal import Goal
 from bdaudit.inputs.pool import Pool
 from bdaudit.ops import SampleLosses
 from bdaudit.runtime import generator
-from bdaudit.training.loop import Recipe, tune
-from bdaudit.training.metrics import accuracy, attack_rates, predict
+from bdaudit.training.division import Division
+from bdaudit.training.isolation import ascent
+from bdaudit.training.loop import Recipe, in_steps, tune
+from bdaudit.training.metrics import accuracy, predict
 from bdaudit.training.samples import largest, losses_of
 
 SHORT_BSD = {
@@ -37,23 +38,6 @@ SHORT_BSD = {
     "iterations": 40,
     "batch_size": 32,
 }
-
-
-@pytest.fixture(scope="module")
-def parts(digits: Pool) -> tuple[Pool, Pool]:
-    """1,000 digits to poison, and the others to test with."""
-    train, test = digits.shuffled(generator(7)).split(1000)
-    return train, test
-
-
-def poisoned(train: Pool, target: int, rate: float = 0.1) -> tuple[Poisoned, Trigger]:
-    attack = BadNets(rate=rate)
-    trigger = attack.make_trigger(train.shape)
-    return attack.poison(train, trigger, Goal(target, 10), make_tiny(), generator(1)), trigger
-
-
-def asr(model: Classifier, trigger: Trigger, test: Pool, target: int) -> float:
-    return attack_rates(model, trigger.on(test), Goal(target, 10))[0].value
 
 
 class TestEquations:
@@ -265,7 +249,7 @@ class TestABL:
         assert model.head.weight.grad.abs().sum() > 0  # type: ignore[union-attr]
 
     def test_the_learning_rate_falls_after_40_and_60_of_70_epochs(self) -> None:
-        paper, released, short = (in_steps(n) for n in (70, 60, 7))
+        paper, released, short = (in_steps(*drops(n)) for n in (70, 60, 7))
         assert [paper(e / 70) for e in (0, 39, 40, 59, 60, 69)] == [1.0, 1.0, 0.1, 0.1, 0.01, 0.01]
         assert [released(e / 60) for e in (39, 40, 59)] == [1.0, 0.1, 0.1]
         assert [short(e / 7) for e in (3, 4, 5, 6)] == [1.0, 0.1, 0.1, 0.01]
@@ -316,6 +300,18 @@ class TestASD:
         contradicted = predict(model, train.images) != train.labels
         assert torch.equal(division.flagged, contradicted & (torch.arange(80) >= 40))
 
+    def test_it_trains_a_clean_model(self, parts: tuple[Pool, Pool]) -> None:
+        """From ten seeds a class, where plain training on the same set learns the backdoor (above)."""
+        (train, test), target = parts, 3
+        rows, trigger = poisoned(train, target)
+        seeds, test = test.split(200)
+        options = {"growing": 6, "halving": 3, "meta": 3, "iterations": 40, "batch_size": 32}
+        model, division = ASD.parse(options).divide(make_tiny("small_cnn:width=8"), rows.pool, seeds, generator(0))
+        assert asr(model, trigger, test, target) < 0.1
+        assert accuracy(model, test).value > 0.8
+        assert rows.poisoned[division.clean].float().mean() < rows.poisoned.float().mean() / 5
+        assert division.flagged[rows.poisoned].float().mean() > 0.8
+
 
 def one_class(digits: Pool) -> Pool:
     return digits.first(50).labelled(3)
@@ -325,8 +321,32 @@ def labels_of_another_model(digits: Pool) -> Pool:
     return digits.first(50).labelled(torch.arange(50) % 11)
 
 
-@pytest.mark.parametrize("cls", [BSD, ABL], ids=lambda c: c.name)
-class TestBadInput:
+SPLITTERS = [f.cls for f in plugins.registry().of_kind("defense").values() if issubclass(f.cls, Splitting)]
+
+
+def divided(cls: type[Splitting], train: Pool, clean: Pool, **options: object) -> Division:
+    defense = cls.parse({**cls.quick_options, **options})
+    inputs = {"fresh": make_tiny("small_cnn:width=2"), "train": train, "clean": clean, "rng": generator(0)}
+    return defense.divide(**defense.grant(inputs))[1]
+
+
+@pytest.mark.parametrize("cls", SPLITTERS, ids=lambda c: c.name)
+class TestEverySplitter:
+    """What `bdaudit split` counts on, of whatever divides a training set."""
+
+    def test_a_division_is_of_all_rows_and_disjoint(self, cls: type[Splitting], digits: Pool) -> None:
+        """With finite scores of every row, and pools by epoch where there are any."""
+        division = divided(cls, digits.first(120), digits.take(range(200, 300)))
+        for rows in (division.clean, division.flagged, *division.history.values()):
+            assert rows.shape == (120,)
+            assert rows.dtype == torch.bool
+            assert rows.device.type == "cpu"
+        assert division.clean.any()
+        assert not (division.clean & division.flagged).any()
+        assert division.scores
+        assert all(s.shape == (120,) and s.isfinite().all() for s in division.scores.values())
+        assert division.target is None or 0 <= division.target < 10
+
     @pytest.mark.parametrize(
         ("make", "error", "message"),
         [
@@ -339,7 +359,7 @@ class TestBadInput:
         self, make: Callable[[Pool], Pool], error: type[Exception], message: str, cls: type[Splitting], digits: Pool
     ) -> None:
         """All images poisoned means one label, so that is what it says."""
-        inputs: dict[str, Any] = {"fresh": make_tiny(), "train": make(digits), "rng": generator(0)}
+        inputs = {"fresh": make_tiny(), "train": make(digits), "clean": digits.first(50), "rng": generator(0)}
         with pytest.raises(error, match=message) as raised:
             cls.parse(cls.quick_options).run(inputs)
         assert "\n" not in str(raised.value)
@@ -347,21 +367,21 @@ class TestBadInput:
     def test_a_class_with_one_image_is_no_obstacle(self, cls: type[Splitting], digits: Pool) -> None:
         labels = torch.arange(60) % 9
         labels[0] = 9
-        train = digits.first(60).labelled(labels)
-        _, division = cls.parse(cls.quick_options).divide(make_tiny("small_cnn:width=2"), train, generator(0))
-        assert len(division.clean) == 60
+        division = divided(cls, digits.first(60).labelled(labels), digits.take(range(200, 300)))
+        assert all(scores.isfinite().all() for scores in division.scores.values())
 
-    def test_votes_without_a_majority_make_the_result_doubtful(
-        self, cls: type[Splitting], digits: Pool, capsys: pytest.CaptureFixture[str]
-    ) -> None:
-        """Clean rows of ten classes vote; the model is returned with the reason."""
-        options = {**cls.quick_options, "share" if cls is ABL else "isolated": 0.9}
-        inputs: dict[str, Any] = {
-            "fresh": make_tiny("small_cnn:width=2"),
-            "train": digits.first(50),
-            "rng": generator(0),
-        }
-        [note] = cls.parse(options).conduct(inputs).found.notes
-        assert note.startswith(f"warning: {cls.name}: ")
-        assert "no more than" in note
-        assert note in capsys.readouterr().err
+
+@pytest.mark.parametrize(
+    ("cls", "share"),
+    [(BSD, "isolated"), (ABL, "share"), (DST, "poison_share"), (DBR, "poison_share")],
+    ids=lambda value: getattr(value, "name", None),
+)
+def test_votes_without_a_majority_make_the_result_doubtful(
+    cls: type[Splitting], share: str, digits: Pool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Clean rows of ten classes vote; the model is returned with the reason."""
+    inputs: dict[str, Any] = {"fresh": make_tiny("small_cnn:width=2"), "train": digits.first(50), "rng": generator(0)}
+    [note] = cls.parse({**cls.quick_options, share: 0.9}).conduct(inputs).found.notes
+    assert note.startswith(f"warning: {cls.name}: ")
+    assert "no more than" in note
+    assert note in capsys.readouterr().err

@@ -11,7 +11,13 @@ import torch
 from support import make_tiny
 
 from bdaudit.defenses.abl import ABL
+from bdaudit.defenses.asd import ASD
+from bdaudit.defenses.base import Splitting
 from bdaudit.defenses.bsd import BSD
+from bdaudit.defenses.d_br import DBR
+from bdaudit.defenses.d_st import DST
+from bdaudit.defenses.dbd import DBD
+from bdaudit.defenses.vab import VaB
 from bdaudit.errors import InputError, OutputError, UsageError
 from bdaudit.inputs.classifier import Classifier
 from bdaudit.inputs.pool import Pool
@@ -82,10 +88,35 @@ def abl(train: Pool) -> tuple[Classifier, list[torch.Tensor]]:
     return defense.purify(make_tiny("small_cnn:width=2"), train, generator(0)).model, []
 
 
+def whole(cls: type[Splitting], **options: object) -> Callable[[Pool], tuple[Classifier, list[torch.Tensor]]]:
+    def run(train: Pool) -> tuple[Classifier, list[torch.Tensor]]:
+        defense = cls.parse({**cls.quick_options, **options})
+        inputs = {
+            "fresh": make_tiny("small_cnn:width=2"),
+            "train": train,
+            "clean": train.first(40),
+            "rng": generator(0),
+        }
+        return defense.run(inputs), []
+
+    return run
+
+
 @pytest.mark.parametrize(
     "run",
-    [bsd(), bsd(approximate="second"), bsd(all2all=True), bsd(init="random"), abl],
-    ids=["bsd", "bsd, second likely", "bsd, all to all", "bsd, random", "abl"],
+    [
+        bsd(),
+        bsd(approximate="second"),
+        bsd(all2all=True),
+        bsd(init="random"),
+        abl,
+        whole(ASD, growing=2, halving=2, meta=2),
+        whole(DST, parting_epochs=2, contrast_epochs=3, head_epochs=2),
+        whole(DBR, parting_epochs=2, training_epochs=2, removal_epochs=3),
+        whole(DBD, contrast_epochs=3, head_epochs=2, epochs=3),
+        whole(VaB, epochs=5),
+    ],
+    ids=["bsd", "bsd, second likely", "bsd, all to all", "bsd, random", "abl", "asd", "d-st", "d-br", "dbd", "vab"],
 )
 def test_a_defense_goes_on_where_it_was_stopped(
     run: Callable[[Pool], tuple[Classifier, list[torch.Tensor]]],
