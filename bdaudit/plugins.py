@@ -260,7 +260,6 @@ def _check_version(module: str) -> None:
                 )
 
 
-@cache
 def fingerprint(module: str) -> str:
     """Hash the package that an imported module belongs to: every file's name and content, compiled caches aside.
 
@@ -272,8 +271,13 @@ def fingerprint(module: str) -> str:
     package = next((m for m in outer if getattr(m, "__file__", None)), None)
     if package is None or not Path(str(package.__file__)).is_file():
         return ""
-    path = Path(str(package.__file__))
-    inside = path.parent.rglob("*") if hasattr(package, "__path__") else [path]
+    return package_digest(Path(str(package.__file__)), hasattr(package, "__path__"))
+
+
+@cache
+def package_digest(path: Path, with_folder: bool) -> str:
+    """Hash a file, or all those of its folder; once, however many plugins come from there."""
+    inside = path.parent.rglob("*") if with_folder else [path]
     files = {p.relative_to(path.parent).as_posix(): p for p in inside if "__pycache__" not in p.parts and p.is_file()}
     total = hashlib.sha256()
     try:

@@ -89,13 +89,13 @@ def once(work: Work, device: str) -> float:
     return seconds
 
 
-def measure(candidates: dict[str, Work], device: str, samples: int) -> dict[str, Timing]:
-    """Time all candidates in turn, `samples` times after two rounds of warming up."""
+def measure(candidates: dict[str, Work], device: str, samples: int, warm: int = 2) -> dict[str, Timing]:
+    """Time all candidates in turn, `samples` times after `warm` rounds of warming up."""
     seconds: dict[str, list[float]] = {name: [] for name in candidates}
-    for turn in range(samples + 2):
+    for turn in range(samples + warm):
         for name, work in candidates.items():
             taken = once(work, device)
-            if turn >= 2:
+            if turn >= warm:
                 seconds[name].append(taken)
     return {name: Timing(*statistics.quantiles(values, n=4)) for name, values in seconds.items()}
 

@@ -118,7 +118,7 @@ def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     folder.mkdir()
     monkeypatch.syspath_prepend(str(folder))
     plugins.registry.cache_clear()
-    plugins.fingerprint.cache_clear()
+    plugins.package_digest.cache_clear()
     before = set(sys.modules)
     yield folder
     for name in set(sys.modules) - before:
@@ -266,7 +266,7 @@ def test_the_hash_is_of_the_packages_files_and_of_nothing_else(site: Path) -> No
         sys.path.insert(0, str(site / where))
         try:
             import_module("hash_me.mine")
-            plugins.fingerprint.cache_clear()
+            plugins.package_digest.cache_clear()
             return plugins.fingerprint("hash_me.mine")
         finally:
             sys.path.remove(str(site / where))
@@ -277,6 +277,16 @@ def test_the_hash_is_of_the_packages_files_and_of_nothing_else(site: Path) -> No
     assert re.fullmatch("[0-9a-f]{64}", first)
     assert hashed("b", cache=True) == first
     assert hashed("c", helper="x = 2\n") != first
+
+
+def test_a_package_is_hashed_once_however_many_plugins_it_brings(monkeypatch: pytest.MonkeyPatch) -> None:
+    plugins.package_digest.cache_clear()
+    built_in = [f.origin for f in plugins.registry().found.values() if f.origin.distribution == plugins.BUILT_IN]
+    hashed: list[Path] = []
+    usual = plugins.sha256
+    monkeypatch.setattr(plugins, "sha256", lambda path: hashed.append(path) or usual(path))
+    assert len({origin.sha256 for origin in built_in}) == 1
+    assert len(set(hashed)) == len(hashed) > len(built_in) > 1
 
 
 def test_provenance_names_every_plugin_that_was_imported_with_its_hash(site: Path) -> None:

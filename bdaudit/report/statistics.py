@@ -8,13 +8,12 @@ from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import binomtest, norm
 
 from bdaudit.report.intervals import Estimate, mover
 from bdaudit.report.schema import Finding, Subject
 from bdaudit.training.metrics import Rate
 
-Z = float(norm.ppf(0.975))
+Z = statistics.NormalDist().inv_cdf(0.975)
 """Two-sided 95%."""
 
 BLOCK = 1 << 22
@@ -87,7 +86,12 @@ def mcnemar(before: Rate, after: Rate) -> float:
     Only images on which they differ count; under the hypothesis each falls to either side like a coin.
     """
     lost, won = _discordant(before, after)
-    return float(binomtest(lost, lost + won).pvalue) if lost + won else 1.0
+    tosses = lost + won
+    tail = ways = 1  # of no head, then of one more each time: whole numbers, so that nothing is lost
+    for heads in range(1, min(lost, won) + 1):
+        ways = ways * (tosses - heads + 1) // heads
+        tail += ways
+    return min(1.0, 2 * tail / (1 << tosses))
 
 
 def paired_change(before: Rate, after: Rate) -> tuple[float, float, float]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 import torch
-from scipy.special import betaincinv
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -105,6 +104,8 @@ def sharpen(p: Tensor, temperature: float) -> Tensor:
 
 def mix(pixels: Tensor, targets: Tensor, beta: float, rng: torch.Generator) -> tuple[Tensor, Tensor]:
     """Mix every row with a random one of all, the row itself by at least half (Eq. 8 to 11)."""
+    from scipy.special import betaincinv  # here, because it takes a second that most runs need not spend
+
     n = len(pixels)
     # By the inverse of the distribution function, since torch draws from Beta by its global generator alone.
     drawn = torch.from_numpy(betaincinv(beta, beta, torch.rand(n, generator=rng, dtype=torch.float64).numpy()))

@@ -7,8 +7,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from scipy.optimize import brentq
-from scipy.stats import norm, rankdata
 from torch import Tensor
 
 from bdaudit.errors import UsageError
@@ -198,6 +196,9 @@ def _auc(positive: Tensor, negative: Tensor, distinct: int) -> tuple[float, floa
     Newcombe, Statistics in Medicine 25 (2006), p. 559, method 5: Hanley and McNeil's variance at the bound itself, so
     that an AUC of 1 over five rows is not taken for certain.
     """
+    from scipy.optimize import brentq  # here, because they take seconds that most runs need not spend
+    from scipy.stats import norm, rankdata
+
     m, n = len(positive), len(negative)
     ranks = rankdata(torch.cat([positive, negative]).numpy())
     value = float((ranks[:m].sum() - m * (m + 1) / 2) / (m * n))

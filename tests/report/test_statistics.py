@@ -8,8 +8,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.stats import binomtest, norm
 
 from bdaudit.report.statistics import (
+    Z,
     change_findings,
     excess,
     excess_finding,
@@ -39,6 +41,10 @@ from bdaudit.training.metrics import Rate
 def test_wilson_gives_textbook_intervals(successes: int, n: int, low: float, high: float) -> None:
     """The interval is Wilson's, without continuity correction."""
     assert wilson(successes, n) == pytest.approx((low, high), abs=6e-5)
+
+
+def test_the_intervals_are_of_95_percent() -> None:
+    assert pytest.approx(norm.ppf(0.975), rel=1e-15) == Z
 
 
 @settings(max_examples=50, deadline=None)
@@ -109,6 +115,14 @@ def test_mcnemar_is_a_coin_toss_over_the_images_that_differ() -> None:
     assert mcnemar(before, after) == pytest.approx(3.7e-5, rel=0.05)
     assert mcnemar(hits((7, True), (1, False)), hits((7, False), (1, True))) == pytest.approx(2 * 9 / 256)
     assert mcnemar(before, before) == 1.0
+
+
+@pytest.mark.parametrize(
+    ("lost", "won"), [(0, 1), (1, 1), (0, 9), (3, 4), (12, 40), (512, 512), (430, 571), (1900, 40)]
+)
+def test_mcnemar_is_the_binomial_test(lost: int, won: int) -> None:
+    both = hits((lost, True), (won, False)), hits((lost, False), (won, True))
+    assert mcnemar(*both) == pytest.approx(binomtest(lost, lost + won).pvalue, rel=1e-9, abs=1e-300)
 
 
 def test_a_paired_change_is_narrower_than_two_rates_would_say() -> None:
