@@ -90,8 +90,16 @@ def first_mistake(e: ValidationError) -> str:
     first = e.errors(include_url=False)[0]
     where = ".".join(str(part) for part in first["loc"][:2])
     said = first["msg"].removeprefix("Value error, ").lower()
-    got = f", got {one_line(repr(first['input']), 60)}" if where else ""
+    got = f", got {quoted(first['input'])}" if where else ""
     return f"{one_line(where or 'options', 60)}: {said}{got}"
+
+
+def quoted(value: object, limit: int = 60) -> str:
+    """Show a value from outside as Python would write it, on one line."""
+    try:
+        return one_line(repr(value), limit)
+    except (ValueError, RecursionError):  # as in `one_line`, which then says so
+        return one_line(value, limit)
 
 
 def one_line(text: object, limit: int = 300) -> str:

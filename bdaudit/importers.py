@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from bdaudit.contract import Plugin
-from bdaudit.errors import InputError, PluginError, one_line
+from bdaudit.errors import InputError, PluginError, one_line, quoted
 from bdaudit.inputs.checkpoint import Checkpoint
 from bdaudit.inputs.classifier import Preprocessing
 from bdaudit.inputs.goal import Goal
@@ -73,7 +73,7 @@ class Imported:
             raise InputError("holds no model")
         for name in self.purified:
             if not re.fullmatch(r"[A-Za-z0-9_-]{1,40}", name):  # it becomes a file's name
-                raise InputError(f"a purified model is named {one_line(repr(name), 60)}")
+                raise InputError(f"a purified model is named {quoted(name)}")
         for rows in self._splits():
             for what, labels in (("given", rows.given), ("true", rows.true)):
                 wrong = (labels < 0) | (labels >= self.num_classes)

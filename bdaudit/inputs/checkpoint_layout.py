@@ -10,7 +10,7 @@ from typing import Any, TypeGuard
 import torch
 from torch import Tensor, nn
 
-from bdaudit.errors import CheckpointError, one_line
+from bdaudit.errors import CheckpointError, one_line, quoted
 
 WRAPPERS = (
     "state_dict",
@@ -187,7 +187,7 @@ def _checked(held: dict[Any, Any], size: int) -> dict[str, Tensor]:
     total = 0
     for name, value in held.items():
         if not isinstance(name, str) or not 0 < len(name) <= MAX_NAME:
-            raise CheckpointError(f"holds an entry named {one_line(repr(name), 60)}, expected the name of a weight")
+            raise CheckpointError(f"holds an entry named {quoted(name)}, expected the name of a weight")
         if not isinstance(value, Tensor):
             raise CheckpointError(
                 f"holds {_a(value)} as '{one_line(name, 80)}', expected a tensor (what is no weight goes beside them: {{'state_dict': ..., ...}})"

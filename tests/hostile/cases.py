@@ -452,6 +452,7 @@ CASES = [
     Case("config: a pipe", lambda f: os.mkfifo(f / "bdaudit.toml"), "USED", code=0),
     # Policies
     Case("policy: a bound above one", bounds("max_o_asr = 2.0\n"), "less than or equal to 1", "policy"),
+    Case("policy: a bound too long to print", bounds(f"max_o_asr = 0x{'f' * 4000}\n"), "int too large to show", "policy"),
     Case("policy: a bound that is no number", bounds("max_p_asr = nan\n"), "max_p_asr", "policy"),
     Case("policy: an infinite bound", bounds("max_p_asr = inf\n"), "max_p_asr", "policy"),
     Case("policy: no images needed", bounds("min_triggered = 0\n"), "min_triggered", "policy"),
