@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import hashlib
 import json
 import os
@@ -21,7 +20,7 @@ from PIL import Image
 from report.reports import audited
 from support import snapshot
 
-from bdaudit.cli.main import COMMANDS, _run, main
+from bdaudit.cli.main import COMMANDS, _run
 from bdaudit.flow import proxy
 from bdaudit.flow.output import is_audit
 from bdaudit.flow.run import Run
@@ -393,17 +392,6 @@ def test_a_folder_that_is_not_ours_is_not_replaced(tmp_path: Path, capsys: pytes
     assert call("demo", "--out", tmp_path / "photos") == 2
     assert (tmp_path / "photos" / "me.jpg").read_text() == "precious"
     assert snapshot(tmp_path) == {"photos", "photos/me.jpg"}
-
-
-def test_a_command_ends_without_searching_for_garbage(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Python's last collection would look through all that torch imported."""
-    frozen: list[str] = []
-    monkeypatch.setattr(gc, "freeze", lambda: frozen.append("all"))
-    monkeypatch.setattr(signal, "signal", lambda *_: None)  # those of the test run stay as they are
-    with pytest.raises(SystemExit) as ended:
-        main(["plugins", "no-such-command"])
-    assert ended.value.code == 2
-    assert frozen == ["all"]
 
 
 # Where the tests run in a background job, their children would ignore Ctrl-C as it does.

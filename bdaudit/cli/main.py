@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import signal
 import sys
 import warnings
@@ -73,9 +72,7 @@ def main(args: Sequence[str] | None = None) -> None:
     arguments = list(sys.argv[1:] if args is None else args)
     debug = "--debug" in arguments
     # Accepted anywhere on the line: it is typed after something has gone wrong.
-    code = _run([a for a in arguments if a != "--debug"], debug=debug)
-    gc.freeze()  # else Python ends by searching all that torch imported for garbage: half a second to a second
-    sys.exit(code)
+    sys.exit(_run([a for a in arguments if a != "--debug"], debug=debug))
 
 
 def _run(arguments: list[str], *, debug: bool) -> int:
