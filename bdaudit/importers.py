@@ -112,7 +112,7 @@ class Imported:
 
 
 class Importer(Plugin):
-    """Read what another tool left. A subclass writes `recognises`, and `read(self, record)`, which returns `Imported`.
+    """Read what another tool left. A subclass writes `read(self, record)`, which returns `Imported`, and `recognises`.
 
     A record is hostile until it has been checked: nothing in it is run, and nothing outside its own folder is read.
     """
@@ -124,8 +124,11 @@ class Importer(Plugin):
 
     @classmethod
     def recognises(cls, record: Path) -> bool:
-        """Whether a path looks like what this importer reads: a glance at names, which opens nothing."""
-        raise NotImplementedError
+        """Whether a path looks like what this importer reads: a glance at names, which opens nothing.
+
+        An importer that does not write it is taken where the user names it, and never by itself.
+        """
+        return False
 
     @final
     def run(self, available: Mapping[str, Any]) -> Imported:

@@ -11,8 +11,6 @@ that FILE holds are not made again. The table has the mean over seeds and, in br
 from __future__ import annotations
 
 import argparse
-import json
-import statistics
 import time
 from collections import defaultdict
 from itertools import product
@@ -26,7 +24,7 @@ from bdaudit import api
 from bdaudit.flow.implant import Sizes
 from bdaudit.flow.run import AttackRecord, is_run, read_record
 from bdaudit.training.progress import progress_shown
-from benchmarks import named
+from benchmarks import Rows, named, rows_of, spread
 
 GOALS = {
     "badnets": 99,
@@ -64,21 +62,19 @@ def main() -> None:
     parser.add_argument("--table", type=Path, nargs="+", metavar="FILE")
     args = parser.parse_args()
     if args.table:
-        print(table([row for file in args.table for row in json.loads(file.read_text())]))
+        print(table(rows_of(*args.table)))
         return
     if not args.out or not args.json:
         parser.error("give --out and --json, or --table")
-    rows: list[dict[str, Any]] = json.loads(args.json.read_text()) if args.json.exists() else []
+    rows = Rows(args.json)
     for seed, spec in product(args.seeds, args.attack):
-        if any((row["attack"], row["seed"]) == (spec, seed) for row in rows):
+        row: dict[str, Any] = {"attack": spec, "seed": seed}
+        if rows.holds(row):
             continue
         folder = args.out / f"{spec.replace(' ', '-').replace('=', '-')}-{seed}"
-        row: dict[str, Any] = {"attack": spec, "seed": seed}
         if not is_run(folder):
             row |= make(spec, seed, folder, args)
-        rows.append(row | figures(read_record(folder)))
-        args.json.write_text(json.dumps(rows, indent=1) + "\n")
-        print({k: round(v, 4) if isinstance(v, float) else v for k, v in rows[-1].items()}, flush=True)
+        rows.add(row | figures(read_record(folder)))
 
 
 def make(spec: str, seed: int, folder: Path, args: argparse.Namespace) -> dict[str, Any]:
@@ -121,21 +117,13 @@ def table(rows: list[dict[str, Any]]) -> str:
         goal = GOALS.get(spec)
         lost = [100 * (row["c_acc"] - clean[row["seed"]]) for row in runs if row["seed"] in clean]
         seconds = [row["seconds"] for row in runs if "seconds" in row]
-        columns = [_spread([100 * row[name] for row in runs]) for name in ("asr", "c_acc", "robust_acc")]
+        columns = [spread([100 * row[name] for row in runs]) for name in ("asr", "c_acc", "robust_acc")]
         poison = runs[0]["rows"]["poisoned"]
         lines.append(
-            [spec, str(len(runs)), str(poison), str(goal or ""), *columns, _spread(lost), _spread(seconds, digits=0)]
+            [spec, str(len(runs)), str(poison), str(goal or ""), *columns, spread(lost), spread(seconds, digits=0)]
         )
     heads = ["attack", "seeds", "poisoned rows", "goal", "ASR", "C-ACC", "robust acc.", "C-ACC - clean", "seconds"]
     return tabulate(lines, heads, tablefmt="github", disable_numparse=True)
-
-
-def _spread(values: list[float], digits: int = 1) -> str:
-    """Write the mean and, of several, the range: `12.3 (4.5 to 67.8)`."""
-    if not values:
-        return ""
-    mean, least, most = (f"{v:.{digits}f}" for v in (statistics.fmean(values), min(values), max(values)))
-    return f"{mean} ({least} to {most})" if len(values) > 1 else mean
 
 
 if __name__ == "__main__":

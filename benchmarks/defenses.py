@@ -14,10 +14,8 @@ retuning attack afterwards, at its paper's count. Rows that FILE holds are not m
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import time
-from collections.abc import Iterable
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -32,7 +30,7 @@ from bdaudit.probes.base import PAPER_COUNTS
 from bdaudit.runtime import generator
 from bdaudit.training.metrics import der
 from bdaudit.training.progress import progress_shown
-from benchmarks import named
+from benchmarks import Rows, named, rows_of, spread
 from benchmarks.quick_flow import measure
 
 NAMES = {"c_acc": "C-ACC", "o_asr": "O-ASR", "p_asr": "P-ASR", "der": "DER"}
@@ -54,20 +52,18 @@ def main() -> None:
     parser.add_argument("--table", type=Path, nargs="+", metavar="FILE")
     args = parser.parse_args()
     if args.table:
-        print(table([row for file in args.table for row in json.loads(file.read_text())]))
+        print(table(rows_of(*args.table)))
         return
     if not args.runs or not args.json:
         parser.error("give run folders and --json, or --table")
-    rows: list[dict[str, Any]] = json.loads(args.json.read_text()) if args.json.exists() else []
+    rows = Rows(args.json)
     for run, clean, eps, defense in product(map(open_run, args.runs), args.clean, args.eps, ["", *args.defense]):
         at = dict(zip(AXES, (run.folder.name, clean, eps, args.flagged, args.seed, defense), strict=True))
-        if any(at.items() <= known.items() for known in rows) or (not defense and eps):
+        if rows.holds(at) or (not defense and eps):
             continue
         if eps and defense and plugins.get("defense", named(defense)[0]).oracle():
             continue
-        rows.append(at | {"attack": run.record.attack} | measured(run, defense, clean, eps, args))
-        args.json.write_text(json.dumps(rows, indent=1) + "\n")
-        print({k: round(v, 4) if isinstance(v, float) else v for k, v in rows[-1].items()}, flush=True)
+        rows.add(at | {"attack": run.record.attack} | measured(run, defense, clean, eps, args))
 
 
 def tuning_defenses() -> list[str]:
@@ -110,7 +106,9 @@ def table(rows: list[dict[str, Any]]) -> str:
     lines = []
     for place in dict.fromkeys((row["defense"], row["clean"], row["eps"]) for row in rows):
         of = [row for row in rows if (row["defense"], row["clean"], row["eps"]) == place]
-        found = [percent(row[key] for row in of if row["attack"] == attack and key in row) for attack, key in columns]
+        found = [
+            spread(100 * row[key] for row in of if row["attack"] == attack and key in row) for attack, key in columns
+        ]
         times = [
             timed[key] / timed[ft] for row in of if {key := (*at(row), place[0]), ft := (*at(row), "ft")} <= {*timed}
         ]
@@ -122,15 +120,6 @@ def table(rows: list[dict[str, Any]]) -> str:
 def at(row: dict[str, Any]) -> tuple[str, int, float]:
     """Name the model and the pools that defenses are compared on."""
     return row["run"], row["clean"], row["eps"]
-
-
-def percent(values: Iterable[float]) -> str:
-    """Show the mean of fractions in percent, with the least and the largest where there are several."""
-    found = [100 * value for value in values]
-    if not found:
-        return ""
-    spread = f" ({min(found):.1f} to {max(found):.1f})" if len(found) > 1 else ""
-    return f"{statistics.mean(found):.1f}{spread}"
 
 
 if __name__ == "__main__":

@@ -8,13 +8,13 @@ Cells are the mean over seeds, in percent, with the least and the largest.
 from __future__ import annotations
 
 import argparse
-import json
-import statistics
 from collections import Counter, defaultdict
 from pathlib import Path
 from typing import Any
 
 from tabulate import tabulate
+
+from benchmarks import rows_of, spread
 
 COLUMNS = {
     "C-ACC before": "suspect.c_acc",
@@ -34,9 +34,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("files", nargs="+", type=Path)
     groups: defaultdict[tuple[str, str], list[dict[str, Any]]] = defaultdict(list)
-    for file in parser.parse_args().files:
-        for row in json.loads(file.read_text()):
-            groups[row["attack"], row["defense"]].append(row)
+    for row in rows_of(*parser.parse_args().files):
+        groups[row["attack"], row["defense"]].append(row)
     table = [[*key, *_cells(rows)] for key, rows in sorted(groups.items())]
     print(
         tabulate(table, ["attack", "defense", "audits", "verdicts", *COLUMNS], tablefmt="github", disable_numparse=True)
@@ -50,12 +49,8 @@ def _cells(rows: list[dict[str, Any]]) -> list[str]:
 
 
 def _range(values: list[float], column: str) -> str:
-    """Write the mean and, of several, the range: `12.3 (4.5 to 67.8)`."""
-    if not values:
-        return ""
-    scale, digits = (1, 2) if "t_asr20" in column else (100, 1)
-    mean, least, most = (f"{scale * v:.{digits}f}" for v in (statistics.fmean(values), min(values), max(values)))
-    return f"{mean} ({least} to {most})" if len(values) > 1 else mean
+    """Show rates in percent, and how far along a path as it is."""
+    return spread(values, digits=2) if "t_asr20" in column else spread(100 * v for v in values)
 
 
 if __name__ == "__main__":

@@ -39,6 +39,8 @@ BASES = {
     "bdaudit.attacks.base",
     "bdaudit.attacks.triggers",
     "bdaudit.defenses.base",
+    "bdaudit.defenses.inverting",
+    "bdaudit.defenses.splitting",
     "bdaudit.probes.base",
     "bdaudit.probes.queries",
 }

@@ -7,7 +7,8 @@ from typing import Literal
 import torch
 
 from bdaudit.contract import option
-from bdaudit.defenses.base import Defense, Purified, Splitting
+from bdaudit.defenses.base import Defense, Purified
+from bdaudit.defenses.splitting import Splitting
 from bdaudit.hookspecs import hookimpl
 from bdaudit.inputs.classifier import Classifier
 from bdaudit.inputs.pool import Pool

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from bdaudit.contract import option
-from bdaudit.defenses.base import Defense, MixMatching, Purified
+from bdaudit.defenses.base import Defense, Purified
+from bdaudit.defenses.splitting import MixMatching
 from bdaudit.hookspecs import hookimpl
 from bdaudit.inputs.classifier import Classifier
 from bdaudit.inputs.pool import Pool

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from bdaudit.contract import option
-from bdaudit.defenses.base import Defense, MixMatching, Purified
+from bdaudit.defenses.base import Defense, Purified
+from bdaudit.defenses.splitting import MixMatching
 from bdaudit.errors import one_line
 from bdaudit.hookspecs import hookimpl
 from bdaudit.inputs.classifier import Classifier

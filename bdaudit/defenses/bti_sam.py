@@ -7,7 +7,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from bdaudit.contract import option
-from bdaudit.defenses.base import Defense, Inverting, Purified
+from bdaudit.defenses.base import Defense, Purified
+from bdaudit.defenses.inverting import Inverting
 from bdaudit.hookspecs import hookimpl
 from bdaudit.inputs.classifier import Classifier
 from bdaudit.inputs.pool import Pool

@@ -6,7 +6,8 @@ from collections.abc import Iterable
 import torch
 
 from bdaudit.contract import option
-from bdaudit.defenses.base import Defense, Distinguishing, Purified
+from bdaudit.defenses.base import Defense, Purified
+from bdaudit.defenses.splitting import Distinguishing
 from bdaudit.hookspecs import hookimpl
 from bdaudit.inputs.classifier import Classifier
 from bdaudit.inputs.pool import Pool

@@ -9,7 +9,8 @@ from torch.func import functional_call
 from torch.nn import functional as F
 
 from bdaudit.contract import option
-from bdaudit.defenses.base import Defense, Inverting, Judging, Purified
+from bdaudit.defenses.base import Defense, Judging, Purified
+from bdaudit.defenses.inverting import Inverting
 from bdaudit.hookspecs import hookimpl
 from bdaudit.inputs.classifier import Classifier
 from bdaudit.inputs.pool import Pool

@@ -9,7 +9,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from bdaudit.contract import option
-from bdaudit.defenses.base import Defense, Purified, Splitting
+from bdaudit.defenses.base import Defense, Purified
+from bdaudit.defenses.splitting import Splitting
 from bdaudit.errors import UsageError
 from bdaudit.hookspecs import hookimpl
 from bdaudit.inputs.classifier import Classifier

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from bdaudit import plugins
-from bdaudit.defenses.base import Defense, Splitting
+from bdaudit.defenses.base import Defense
+from bdaudit.defenses.splitting import Splitting
 from bdaudit.errors import UsageError
 from bdaudit.flow.audit import fresh_like
 from bdaudit.flow.identity import resumable

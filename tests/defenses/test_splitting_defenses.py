@@ -13,10 +13,10 @@ from bdaudit import plugins
 from bdaudit.defenses import bsd
 from bdaudit.defenses.abl import ABL, drops
 from bdaudit.defenses.asd import ASD, balanced, best_of_each, lower_half
-from bdaudit.defenses.base import Splitting
 from bdaudit.defenses.bsd import BSD, alpha_at, split_by
 from bdaudit.defenses.d_br import DBR
 from bdaudit.defenses.d_st import DST
+from bdaudit.defenses.splitting import Splitting
 from bdaudit.errors import ImageError, UsageError
 from bdaudit.inputs.classifier import Classifier
 from bdaudit.inputs.pool import Pool

@@ -12,11 +12,11 @@ from support import make_tiny
 
 from bdaudit.defenses.abl import ABL
 from bdaudit.defenses.asd import ASD
-from bdaudit.defenses.base import Splitting
 from bdaudit.defenses.bsd import BSD
 from bdaudit.defenses.d_br import DBR
 from bdaudit.defenses.d_st import DST
 from bdaudit.defenses.dbd import DBD
+from bdaudit.defenses.splitting import Splitting
 from bdaudit.defenses.vab import VaB
 from bdaudit.errors import InputError, OutputError, UsageError
 from bdaudit.inputs.classifier import Classifier
