@@ -139,7 +139,9 @@ class _Planner:
             "reference": str(needs[0].path) if len(needs) > 1 else None,
         }
         trained, budget = self.trained[place.data, place.arch], place.budget
-        passes = passes_of_audit(place.defense.plugin, [c.plugin for c in self.grid.probes], budget or trained.clean)
+        plugin = place.defense.plugin
+        pool = trained.images if "train" in plugin.wants() else budget or trained.clean
+        passes = passes_of_audit(plugin, [c.plugin for c in self.grid.probes], pool)
         return self._stage(
             "cell",
             identity,

@@ -188,5 +188,11 @@ def test_reckoned_passes_count_the_defense_and_every_retuning() -> None:
     assert passes_of_audit(grid.defenses[0].plugin, [c.plugin for c in grid.probes], 60) == 60 + 2 * 64 * (1 + 3)
 
 
+def test_what_trains_is_reckoned_by_its_training_set() -> None:
+    """BSD names no `epochs`: ten over all training images, not over the clean ones, which it does not get."""
+    [cell] = plan_of(defenses=["bsd"], probes=[], victim={"images": 500, "clean": 20}).cells
+    assert cell.stage.passes == 10 * 500
+
+
 def test_spans_are_written_as_people_say_them() -> None:
     assert [span(s) for s in (None, 3.2, 600, 3 * 3600)] == ["unknown", "3 s", "10 min", "3.0 h"]

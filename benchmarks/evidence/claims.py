@@ -1,0 +1,232 @@
+"""Section 7 of the method cards, claim by claim: what a paper says, and the rule by which our figures bear it out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from benchmarks import spread
+from benchmarks.evidence.results import ATTACKS, Claim, Part, Results, bounded, monotone, ordered, reactivated
+
+CLAIMS: list[Claim] = []
+
+
+def claim(source: str, says: str, *, cause: str = "", missing: str = "") -> Callable[[Any], Any]:
+    """Register a claim. cause: shown where a part of it does not hold. missing: what was not measured, shown always."""
+
+    def register(parts: Callable[[Results], Iterator[Part]]) -> Callable[[Results], Iterator[Part]]:
+        CLAIMS.append(Claim(source, says, parts, cause, missing))
+        return parts
+
+    return register
+
+
+GREY = (
+    "Grey images of 28 x 28, a small network and a few hundred tuning images differ from the paper's. By our sweeps "
+    "(benchmarks/README.md), smaller batches, crops or a larger alpha bring FST near its figures; none is the default, as "
+    "choosing one by test ASR is what we do not do"
+)
+
+
+@claim(
+    "FST T1, T2",
+    "ASR falls from LP (91) over FT (74), FT-init (53) and FE-tuning (15) to FST (.5)",
+    cause="FST's own residue on Blended is the exception (next row)",
+)
+def _(results: Results) -> Iterator[Part]:
+    yield from ordered(results, ("lp", "ft", "ft-init", "fe-tuning", "fst"))
+
+
+@claim("FST T1, T2", "FST leaves less than 1% ASR (here: at most 5%)", cause=GREY)
+def _(results: Results) -> Iterator[Part]:
+    yield from bounded(results, ("fst",), 0.05)
+
+
+@claim("FST T1, T2", "FST costs about a point of C-ACC (here: at most 3), FE-tuning about 3 (here: 2 to 5)")
+def _(results: Results) -> Iterator[Part]:
+    for attack in ATTACKS:
+        suspect = results.after(attack, "", "c_acc")
+        for name, least, most in (("fst", -1.0, 3.0), ("fe-tuning", 2.0, 5.0)):
+            rate = results.after(attack, name, "c_acc")
+            if suspect and rate:
+                lost = 100 * (suspect.mean - rate.mean)
+                yield Part(f"{name} on {attack}: -{lost:.1f}", least <= lost <= most)
+
+
+@claim(
+    "PL T1",
+    "PL-5 leaves .4% where FT leaves 34, FT-SAM 46, FST 1.3 and I-BAU 26 (here: PL below each)",
+    missing="The paper's half of the others' clean data was not given to PL alone: all had the same",
+)
+def _(results: Results) -> Iterator[Part]:
+    for attack in ATTACKS:
+        ours = results.after(attack, "pl", "o_asr")
+        others = [(n, r) for n in ("ft", "ft-sam", "fst", "i-bau") if (r := results.after(attack, n, "o_asr"))]
+        if ours and others:
+            text = ", ".join(f"{n} {r}" for n, r in others)
+            yield Part(f"{attack}: pl {ours}; {text}", all(ours.mean <= r.mean for _, r in others))
+
+
+@claim("PL T1", "I-BAU falls to 10.6% C-ACC; here a bug to avoid: C-ACC stays above three quarters of the suspect's")
+def _(results: Results) -> Iterator[Part]:
+    for attack in ATTACKS:
+        suspect, rate = (results.after(attack, name, "c_acc") for name in ("", "i-bau"))
+        if suspect and rate:
+            yield Part(f"{attack}: {suspect} -> {rate}", rate.mean >= 0.75 * suspect.mean)
+
+
+@claim(
+    "PL T2c",
+    "with both pools contaminated at .1 PL leaves 1.0% at C-ACC 66 (here: at most 5%)",
+    cause="Triggered images with the target's label among the clean ones pull against the ascent; screening them out first "
+    "(`sep`, docs/sep.md) leaves less than 1%",
+    missing="The panels with one pool contaminated, and FT, FT-SAM and FST beside PL",
+)
+def _(results: Results) -> Iterator[Part]:
+    yield from bounded(results, ("pl",), 0.05, eps=0.1)
+
+
+@claim("SS T3", "ANP, I-BAU, FT-SAM, FST and BTI-DBF all leave less than 6% O-ASR", cause=GREY)
+def _(results: Results) -> Iterator[Part]:
+    yield from bounded(results, ("anp", "i-bau", "ft-sam", "fst", "bti-dbf"), 0.06)
+
+
+@claim(
+    "SS T3",
+    "retuning (RA) brings 55 to 100% back after ANP, BAU, FT-SAM, FST and BTI-DBF (here: at least 55%)",
+    missing="ANP and I-BAU were not retuned",
+)
+def _(results: Results) -> Iterator[Part]:
+    yield from reactivated(results, ("ft-sam rho=8", "fst", "bti-dbf"), "retune.purified.p_asr", least=0.55)
+
+
+@claim("SS T3", "RA brings little back after EP: .5 to 3.4% become .4 to 4.9% (here: at most 5%)")
+def _(results: Results) -> Iterator[Part]:
+    yield from reactivated(results, ("ep",), "retune.purified.p_asr", most=0.05)
+
+
+@claim(
+    "SS T3",
+    "RA brings little out of a clean model: .6 to .9% become .2 to 8% (here: at most 8%)",
+    cause="One image in a thousand with Blended's noise teaches a clean model some of it; audits therefore judge the excess "
+    "over the reference",
+)
+def _(results: Results) -> Iterator[Part]:
+    yield from reactivated(results, ("clean twin",), "retune.purified.p_asr", most=0.08)
+    for attack in ATTACKS:
+        if rate := results.audited(attack, "fst", "retune.reference.p_asr"):
+            yield Part(f"the reference on {attack}: {rate}", rate.mean <= 0.08)
+
+
+@claim(
+    "SS T3",
+    "PAM withstands RA: 1.1 to 4.9% become 2.7 to 8.3% (here: at most 10%)",
+    cause="The trigger that PAM reverses leads elsewhere on one victim of three: what the attacker's trigger moves lies in "
+    "features which BTI's mask keeps as benign (benchmarks/README.md)",
+)
+def _(results: Results) -> Iterator[Part]:
+    yield from reactivated(results, ("pam",), "retune.purified.p_asr", most=0.10)
+
+
+@claim("SS 3.3", "QRA raises P-ASR by 66 points on average (here: FST's O-ASR by at least 20, or to 95% and more)")
+def _(results: Results) -> Iterator[Part]:
+    for attack in ATTACKS:
+        rate, before = (results.audited(attack, "fst", c) for c in ("qra.purified.p_asr", "purified.o_asr"))
+        if rate and before:
+            yield Part(f"{attack}: {before} -> {rate}", rate.mean - before.mean >= 0.2 or rate.mean >= 0.95)
+
+
+@claim("SS 3.3", "QRA's C-ASR is low, and so is what it does to a clean model (here: at most 5%)")
+def _(results: Results) -> Iterator[Part]:
+    for attack in ATTACKS:
+        for what, column in (("C-ASR", "qra.purified.c_asr"), ("on the reference", "qra.reference.p_asr")):
+            if rate := results.audited(attack, "fst", column):
+                yield Part(f"{what}, {attack}: {rate}", rate.mean <= 0.05)
+
+
+@claim(
+    "SS 4.1",
+    "between suspect (t = 0) and EP (t = 1) ASR passes 20% below t = .2 alone (here: .3); from other purified models earlier on the "
+    "way back (here: above .5)",
+)
+def _(results: Results) -> Iterator[Part]:
+    column = "lmc.purified.t_asr20[from the suspect]"
+    for attack in ATTACKS:
+        for name in ("ep", "fst"):
+            if rate := results.audited(attack, name, column):
+                holds = rate.mean <= 0.3 if name == "ep" else rate.mean >= 0.5
+                yield Part(f"{name} on {attack}: t = {spread(rate.values, digits=2)}", holds)
+
+
+@claim(
+    "SS 4.1",
+    "perturbations found by QRA on one purified model transfer to others (32% on average)",
+    missing="The probe `transfer` was not run on Fashion-MNIST",
+)
+def _(results: Results) -> Iterator[Part]:
+    yield from ()
+
+
+@claim("SS T10", "PAM's P-ASR falls as rho rises: 33, 10, 2.7, 2.6, .3 at .1, .3, .5, .7, .9", missing="Not run")
+def _(results: Results) -> Iterator[Part]:
+    yield from monotone(results, "pam", "rho", "p_asr")
+
+
+@claim("SS T11", "BTI with ordinary SAM does not withstand RA", missing="`bti-sam` was measured, but not retuned")
+def _(results: Results) -> Iterator[Part]:
+    yield from reactivated(results, ("bti-sam",), "retune.purified.p_asr", least=0.2)
+
+
+@claim(
+    "D3 T1",
+    "D3 leaves .5%, less than FT (39), FT-SAM (3.9), ANP (33), FP (52), NAD (37), NC (30) and i-BAU (20)",
+    cause="D3 is far below fine-tuning, FP and NAD; ANP, NC and i-BAU do better here than in the paper, and D3 worse on Blended",
+)
+def _(results: Results) -> Iterator[Part]:
+    for attack in ATTACKS:
+        ours = results.after(attack, "d3", "o_asr")
+        for name in ("ft", "ft-sam", "anp", "fp", "nad", "nc", "i-bau"):
+            other = results.after(attack, name, "o_asr")
+            if ours and other:
+                yield Part(f"{attack}: {100 * ours.mean:.1f}, {name} {other}", ours.mean <= other.mean)
+
+
+@claim(
+    "D3 T1",
+    "D3 keeps C-ACC at 91.9 of 93.1 (here: at most 3 points are lost)",
+    cause="The distance that pays for low ASR costs more in a small network",
+)
+def _(results: Results) -> Iterator[Part]:
+    for attack in ATTACKS:
+        suspect, rate = (results.after(attack, name, "c_acc") for name in ("", "d3"))
+        if suspect and rate:
+            yield Part(f"{attack}: {suspect} -> {rate}", suspect.mean - rate.mean <= 0.03)
+
+
+@claim(
+    "D3 T5",
+    "against SAM-flattened backdoors D3 leaves less than 3%, FST 1.4 to 12.6, FT 26 to 83",
+    missing="Attacks take `-o flat_rho`; no such victim was trained on Fashion-MNIST",
+)
+def _(results: Results) -> Iterator[Part]:
+    yield from ()
+
+
+@claim("D3 T6", "a larger lambda lowers D3's ASR and C-ACC", missing="Not run")
+def _(results: Results) -> Iterator[Part]:
+    yield from monotone(results, "d3", "penalty", "o_asr")
+
+
+@claim("D3 T7", "a larger epsilon lowers D3's ASR and C-ACC", missing="Not run")
+def _(results: Results) -> Iterator[Part]:
+    yield from monotone(results, "d3", "epsilon", "o_asr")
+
+
+@claim(
+    "BSD T1, T2, T5, T14",
+    "DER 99 on dirty-label attacks and 98 on clean-label ones; without initialisation ASR 92 to 100, without completion C-ACC -5; "
+    "harmless without an attack",
+    missing="`bsd` and the other in-training defenses ran on digits alone (tests); not on Fashion-MNIST",
+)
+def _(results: Results) -> Iterator[Part]:
+    yield from ()

@@ -1,0 +1,132 @@
+"""Figures looked up in the committed results, and the rules by which they bear a claim out."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from bdaudit.report.statistics import wilson
+from benchmarks import rows_of, spread
+
+RESULTS = Path(__file__).parent.parent / "results"
+ATTACKS = ("badnets", "blended", "wanet", "sig", "ssba")
+"""Those that defenses were measured on, in the order shown."""
+
+
+@dataclass(frozen=True)
+class Rate:
+    """A rate over runs (fractions), and on how many images each was taken, 0 where that was not recorded."""
+
+    values: tuple[float, ...]
+    n: int = 0
+
+    @property
+    def mean(self) -> float:
+        return statistics.fmean(self.values)
+
+    def __str__(self) -> str:
+        if len(self.values) == 1 and self.n:
+            low, high = wilson(self.values[0] * self.n, self.n)
+            return f"{100 * self.mean:.1f} [{100 * low:.1f}, {100 * high:.1f}]"
+        return spread(100 * v for v in self.values)
+
+
+@dataclass(frozen=True)
+class Part:
+    """One figure or comparison that a claim rests on, and whether it bears the claim out."""
+
+    text: str
+    holds: bool
+
+
+@dataclass
+class Results:
+    """The rows of the committed result files."""
+
+    folder: Path = RESULTS
+    tuned: list[dict[str, Any]] = field(init=False)
+    audits: list[dict[str, Any]] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.tuned = rows_of(
+            *sorted(self.folder.glob("defenses_*.json")), *sorted(self.folder.glob("contaminated_*.json"))
+        )
+        self.audits = rows_of(*sorted(self.folder.glob("flow_seed*.json")), self.folder / "flow_clean_twin.json")
+
+    def after(self, attack: str, defense: str, metric: str, eps: float = 0.0) -> Rate | None:
+        """Look up what a defense left, on pools of which a share eps was exchanged."""
+        found = [
+            row
+            for row in self.tuned
+            if (row.get("attack", row["run"].partition("-")[2]), row["defense"], row["eps"]) == (attack, defense, eps)
+            and metric in row
+        ]
+        values = tuple(row[metric] for row in found)
+        return Rate(values, found[0]["n"] if metric != "c_acc" else 0) if values else None
+
+    def audited(self, attack: str, defense: str, column: str) -> Rate | None:
+        """Look up a figure of whole audits, over their seeds."""
+        values = tuple(
+            r[column] for r in self.audits if (r["attack"], r["defense"]) == (attack, defense) and column in r
+        )
+        return Rate(values) if values else None
+
+
+@dataclass(frozen=True)
+class Claim:
+    """What a paper says, how it is looked for, and what is known of the cause where it does not show."""
+
+    source: str
+    says: str
+    parts: Callable[[Results], Iterator[Part]]
+    cause: str = ""
+    missing: str = ""
+
+
+def ordered(results: Results, names: tuple[str, ...], metric: str = "o_asr", slack: float = 0.01) -> Iterator[Part]:
+    """Say of each attack whether the defenses leave less and less, in this order; slack: of a point each."""
+    for attack in ATTACKS:
+        rates = [(name, results.after(attack, name, metric)) for name in names]
+        known = [(name, rate) for name, rate in rates if rate]
+        if len(known) > 1:
+            text = ", ".join(f"{name} {rate}" for name, rate in known)
+            falls = all(b.mean <= a.mean + slack for (_, a), (_, b) in pairwise(known))
+            yield Part(f"{attack}: {text}", falls)
+
+
+def bounded(
+    results: Results, names: tuple[str, ...], most: float, metric: str = "o_asr", eps: float = 0.0
+) -> Iterator[Part]:
+    """Say of each attack and defense whether a figure is at most so much."""
+    for attack in ATTACKS:
+        for name in names:
+            if rate := results.after(attack, name, metric, eps):
+                yield Part(f"{name} on {attack}: {rate}", rate.mean <= most)
+
+
+def reactivated(
+    results: Results, names: tuple[str, ...], column: str, least: float = 0.0, most: float = 1.0
+) -> Iterator[Part]:
+    """Say of each attack and defense whether a figure of its audits lies within bounds."""
+    for attack in ATTACKS:
+        for name in names:
+            if rate := results.audited(attack, name, column):
+                before = results.audited(attack, name, "purified.o_asr")
+                yield Part(f"{name} on {attack}: {before} -> {rate}", least <= rate.mean <= most)
+
+
+def monotone(results: Results, defense: str, option: str, metric: str, slack: float = 0.02) -> Iterator[Part]:
+    """Say of each attack whether a metric falls as an option rises; slack: 2 points, about two standard errors."""
+    for attack in ATTACKS:
+        known = sorted(
+            (float(spec.partition(f"{option}=")[2]), rate)
+            for spec in {row["defense"] for row in results.tuned}
+            if spec.startswith(f"{defense} {option}=") and (rate := results.after(attack, spec, metric))
+        )
+        if len(known) > 1:
+            text = ", ".join(f"{value:g}: {rate}" for value, rate in known)
+            yield Part(f"{attack}: {text}", all(b.mean <= a.mean + slack for (_, a), (_, b) in pairwise(known)))

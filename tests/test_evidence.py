@@ -1,0 +1,74 @@
+"""docs/evidence.md says what the committed results say, and the rules behind it can fail."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bdaudit.bench.grid_file import read_grid
+from benchmarks.evidence.__main__ import PAGE
+from benchmarks.evidence.page import page, row
+from benchmarks.evidence.results import RESULTS, Claim, Rate, Results, monotone, ordered
+
+GRIDS = sorted((RESULTS.parent / "grids").glob("*.toml"))
+
+
+def results(folder: Path, rates: dict[str, float]) -> Results:
+    """Write what defenses left on BadNets as result files do, and read it."""
+    rows: list[dict[str, Any]] = [
+        {"run": "badnets-0", "attack": "badnets", "defense": spec, "eps": 0.0, "o_asr": rate, "c_acc": 0.9, "n": 1000}
+        for spec, rate in rates.items()
+    ]
+    for name, content in {"flow_clean_twin": [], "defenses_x": rows}.items():
+        (folder / f"{name}.json").write_text(json.dumps(content))
+    return Results(folder)
+
+
+def test_the_page_is_what_the_results_say() -> None:
+    assert PAGE.read_text() == page(Results()), "run python -m benchmarks.evidence"
+
+
+@pytest.mark.parametrize(
+    ("left", "holds"),
+    [((0.9, 0.5, 0.01), True), ((0.9, 0.5, 0.6), False), ((0.5, 0.505, 0.01), True)],
+    ids=["falls", "rises", "within the slack"],
+)
+def test_an_order_is_judged_by_every_step(tmp_path: Path, left: tuple[float, ...], holds: bool) -> None:
+    names = ("ft", "lp", "fst")
+    found = results(tmp_path, dict(zip(names, left, strict=True)))
+    assert [part.holds for part in ordered(found, names)] == [holds]
+
+
+def test_a_trade_off_is_judged_along_the_option_in_order_of_its_value(tmp_path: Path) -> None:
+    rates = {"d3 epsilon=0.1": 0.3, "d3 epsilon=0.05": 0.6, "d3 epsilon=1": 0.1, "d3 penalty=1": 0.9}
+    [part] = monotone(results(tmp_path, rates), "d3", "epsilon", "o_asr")
+    assert part.holds
+    assert part.text.startswith("badnets: 0.05: 60.0 [")
+    [part] = monotone(results(tmp_path, {**rates, "d3 epsilon=1": 0.4}), "d3", "epsilon", "o_asr")
+    assert not part.holds
+
+
+def test_a_claim_is_echoed_in_part_or_not_at_all(tmp_path: Path) -> None:
+    subject = Claim("X", "says", lambda found: ordered(found, ("ft", "fst")), cause="because", missing="not all")
+    assert row(subject, results(tmp_path, {"ft": 0.9, "fst": 0.1}))[3:] == ["echoed", "not all"]
+    assert row(subject, results(tmp_path, {"ft": 0.1, "fst": 0.9}))[3:] == ["not echoed", "because. not all"]
+    assert row(subject, results(tmp_path, {"ft": 0.1}))[3:] == ["not measured", "not all"]
+
+
+def test_a_run_has_an_interval_over_its_images_and_several_their_range() -> None:
+    assert str(Rate((0.1,), 1000)) == "10.0 [8.3, 12.0]"
+    assert str(Rate((0.1, 0.3))) == "20.0 (10.0 to 30.0)"
+
+
+@pytest.mark.parametrize("file", GRIDS, ids=lambda file: file.stem)
+def test_the_grids_of_the_papers_tables_can_be_run(file: Path) -> None:
+    grid = read_grid(file)
+    assert grid.victim.images == 10_000
+    assert len(grid.places()) >= 36
+
+
+def test_every_table_that_has_a_grid_is_there() -> None:
+    assert len(GRIDS) == 11
