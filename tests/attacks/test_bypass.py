@@ -38,7 +38,11 @@ def made(monkeypatch: pytest.MonkeyPatch) -> list[Discriminator]:
 def test_the_discriminator_learns_nothing_beyond_the_label_and_without_the_term_it_does(
     digits: Pool, made: list[Discriminator]
 ) -> None:
-    """At the end of training its loss is no less than that of a guess from the row's label; at lambda = 0 it is."""
+    """At the end of training its loss is no less than that of a guess from the row's label; at lambda = 0 it is.
+
+    The price is the trigger: with 64 poisoned rows it takes .67 to .78 of the images over four seeds, and all at
+    lambda = 0.
+    """
     rest = digits.take(torch.arange(1000, len(digits)))
     others = rest.take(rest.labels != 0)
     for strength in (1.0, 0.0):
@@ -46,7 +50,7 @@ def test_the_discriminator_learns_nothing_beyond_the_label_and_without_the_term_
         recipe = Recipe(epochs=20, lr=0.1, schedule="onecycle")
         done = attack.implant(make_tiny("small_cnn:width=16"), digits.first(640), 0, recipe, generator(0))
         assert accuracy(done.model, rest).value > 0.8
-        assert accuracy(done.model, done.trigger.on(others).labelled(0)).value > 0.8
+        assert accuracy(done.model, done.trigger.on(others).labelled(0)).value > (0.5 if strength else 0.9)
         of_share, of_label = chances(done.poisoned)
         assert of_label < of_share
         print(strength, made[-1].recent, of_share, of_label)

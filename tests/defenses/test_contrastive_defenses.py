@@ -80,7 +80,7 @@ class TestDistinguishing:
         self, digits: Pool, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """Two epochs of cross-entropy, then ten of the intra-class loss on a head that stays; without augmentation."""
-        from bdaudit.defenses import base
+        from bdaudit.defenses import splitting
         from bdaudit.training.loop import cross_entropy
         from bdaudit.training.sensitivity import intra_class
 
@@ -89,9 +89,9 @@ class TestDistinguishing:
         def learn(model: Classifier, pool: Pool, recipe: Recipe, *args: object, loss: object, **rest: object) -> None:
             seen.append((loss, recipe.epochs, recipe.lr, recipe.augment.pad, recipe.augment.flip))
 
-        monkeypatch.setattr(base, "tune", learn)
+        monkeypatch.setattr(splitting, "tune", learn)
         scores = torch.arange(100.0)
-        monkeypatch.setattr(base, "sensitivities", lambda *args: scores)
+        monkeypatch.setattr(splitting, "sensitivities", lambda *args: scores)
         _, division = DBR(flip=True).divide(make_tiny(), digits.first(100), generator(0))
         assert seen == [(cross_entropy, 2, 0.01, 0, False), (intra_class, 10, 0.01, 0, False)]
         assert division.flagged.tolist() == [False] * 95 + [True] * 5

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bdaudit import api
-from bdaudit.defenses import base, bti_sam, pam
+from bdaudit.defenses import bti_sam, inverting, pam
 from bdaudit.defenses.base import Defense
 from bdaudit.defenses.bti_dbf import BTIDBF, unlearning
 from bdaudit.defenses.bti_sam import BTISAM
@@ -82,7 +82,7 @@ def test_unlearning_it_removes_the_real_backdoor(
     defense: Defense, roomy: Run, found: Reversed, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Images with the attacker's own trigger get their true classes back, and clean ones keep theirs."""
-    monkeypatch.setattr(base, "reverse", lambda *args: found)
+    monkeypatch.setattr(inverting, "reverse", lambda *args: found)
     suspect, test = api.load(roomy.model_path, device="cpu").classifier, roomy.pool("test").spread(400)
     triggered = roomy.trigger.on(test)
     assert attack_rates(suspect, triggered, roomy.goal)[0].value >= 0.95
@@ -194,7 +194,7 @@ def test_bti_sam_tunes_on_the_mixed_batches(digits: Pool, monkeypatch: pytest.Mo
         seen.append(loss(model, x, y).item() - F.cross_entropy(model(found.mix(x, 0.2)), y).item())
         return model
 
-    monkeypatch.setattr(base, "reverse", lambda *args: found)
+    monkeypatch.setattr(inverting, "reverse", lambda *args: found)
     monkeypatch.setattr(bti_sam, "tune", look)
     BTISAM(rho=0.3).run({"model": make_tiny(), "clean": digits.first(64), "rng": generator(0)})
     assert seen == pytest.approx([0.0, 0.0])
