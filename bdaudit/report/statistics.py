@@ -176,7 +176,10 @@ def _differences(
 
 def _weights(n: int, count: int, rng: np.random.Generator) -> NDArray[np.float32]:
     """How often each of n things is drawn in each replicate, as shares: (count, n)."""
-    return (rng.multinomial(n, np.full(n, 1 / n), size=count) / n).astype(np.float32)
+    # Counting draws takes a quarter of what a multinomial takes, which is a chain of n binomials a replicate.
+    drawn = rng.integers(n, size=(count, n)) + n * np.arange(count)[:, None]
+    counts: NDArray[np.float32] = np.bincount(drawn.ravel(), minlength=count * n).reshape(count, n).astype(np.float32)
+    return counts / np.float32(n)
 
 
 def _replicate(
