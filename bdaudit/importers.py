@@ -52,10 +52,10 @@ class Rows:
 class Imported:
     """What another tool's record holds, checked, in bdaudit's own terms.
 
-    model: the suspect. purified: what defenses made of it, by names of letters, digits, hyphens and underscores. preprocessing: None where the record does
-    not say how pixels go in. num_classes: as the record says. dataset: what the record calls the dataset, '' if
-    nothing. train, test: triggered rows of the training and of the test split. files: what was read, name -> sha256.
-    notes: what a user should know, one line each.
+    model: the suspect. purified: what defenses made of it, by names of letters, digits, hyphens and underscores.
+    preprocessing: None where the record does not say how pixels go in. num_classes: as the record says. dataset: what
+    the record calls the dataset, '' if nothing. train, test: triggered rows of the training and of the test split.
+    files: what was read, name -> sha256. notes: what a user should know, one line each.
     """
 
     model: Checkpoint | None = None

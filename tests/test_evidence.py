@@ -43,11 +43,11 @@ def test_an_order_is_judged_by_every_step(tmp_path: Path, left: tuple[float, ...
 
 
 def test_a_trade_off_is_judged_along_the_option_in_order_of_its_value(tmp_path: Path) -> None:
-    rates = {"d3 epsilon=0.1": 0.3, "d3 epsilon=0.05": 0.6, "d3 epsilon=1": 0.1, "d3 penalty=1": 0.9}
-    [part] = monotone(results(tmp_path, rates), "d3", "epsilon", "o_asr")
+    rates = {"d3": 0.3, "d3 epsilon=0.05": 0.6, "d3 epsilon=1": 0.1, "d3 penalty=1": 0.9}
+    [part] = monotone(results(tmp_path, rates), "d3", "epsilon", 0.1)
     assert part.holds
     assert part.text.startswith("badnets: 0.05: 60.0 [")
-    [part] = monotone(results(tmp_path, {**rates, "d3 epsilon=1": 0.4}), "d3", "epsilon", "o_asr")
+    [part] = monotone(results(tmp_path, {**rates, "d3 epsilon=1": 0.4}), "d3", "epsilon", 0.1)
     assert not part.holds
 
 

@@ -1,1 +1,1 @@
-"""Defenses: `base` is the contract, `inverting` and `splitting` what two families share; each other file is one plugin."""
+"""Defenses: `base` is the contract, `inverting` and `splitting` serve two families; each other file is one plugin."""

@@ -17,7 +17,7 @@ ATTACKS = ("badnets", "blended", "wanet", "sig", "ssba")
 """Those that defenses were measured on, in the order shown."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, order=True)
 class Rate:
     """A rate over runs (fractions), and on how many images each was taken, 0 where that was not recorded."""
 
@@ -119,14 +119,17 @@ def reactivated(
                 yield Part(f"{name} on {attack}: {before} -> {rate}", least <= rate.mean <= most)
 
 
-def monotone(results: Results, defense: str, option: str, metric: str, slack: float = 0.02) -> Iterator[Part]:
+def monotone(
+    results: Results, defense: str, option: str, default: float, metric: str = "o_asr", slack: float = 0.02
+) -> Iterator[Part]:
     """Say of each attack whether a metric falls as an option rises; slack: 2 points, about two standard errors."""
     for attack in ATTACKS:
         known = sorted(
-            (float(spec.partition(f"{option}=")[2]), rate)
+            (default if spec == defense else float(spec.partition("=")[2]), rate)
             for spec in {row["defense"] for row in results.tuned}
-            if spec.startswith(f"{defense} {option}=") and (rate := results.after(attack, spec, metric))
+            if (spec == defense or spec.startswith(f"{defense} {option}="))
+            and (rate := results.after(attack, spec, metric))
         )
-        if len(known) > 1:
+        if len(known) > 2:
             text = ", ".join(f"{value:g}: {rate}" for value, rate in known)
             yield Part(f"{attack}: {text}", all(b.mean <= a.mean + slack for (_, a), (_, b) in pairwise(known)))
