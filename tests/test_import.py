@@ -119,6 +119,22 @@ class TestFinding:
         with pytest.raises(UsageError, match=r"no installed importer recognises it \(installed: .*notes\)"):
             find_importer(note.parent)
 
+    def test_one_that_recognises_nothing_is_taken_by_name_alone(
+        self, note: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        class Silent(Importer):
+            """Writes no `recognises`."""
+
+            name = "silent"
+
+            def read(self, record: Path) -> Any:
+                return None
+
+        install(monkeypatch, Silent)
+        with pytest.raises(UsageError, match=r"no installed importer recognises it \(installed: .*silent\)"):
+            find_importer(note)
+        assert find_importer(note, "silent") is Silent
+
     def test_several_ask_for_a_name(self, note: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         install(monkeypatch, Notes, Others)
         with pytest.raises(UsageError, match=r"several importers recognise it \(notes, others\)"):

@@ -36,8 +36,8 @@ def plan_summary(made: Forecast) -> str:
     if len(cells) > LISTED:
         lines.append(f"and {len(cells) - LISTED:,} more cells (--json lists all)")
     probes = ", ".join(c.label for c in made.plan.grid.probes)
-    how = f"every cell is probed with {probes}" if probes else "cells are measured, and not probed"
-    lines += ["", f"{_counted(made.plan.stages)}; {how}"]
+    probed = f"every cell is probed with {probes}" if probes else "cells are measured, and not probed"
+    lines += ["", f"{_counted(made.plan.stages)}; {probed}"]
     uses = Counter(need for c in cells for need in c.stage.needs)
     if shared := [n for n in uses.values() if n > 1]:
         lines.append(f"{len(shared):,} models are each shared by up to {max(shared):,} cells")

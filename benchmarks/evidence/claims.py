@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from benchmarks import spread
-from benchmarks.evidence.results import ATTACKS, Claim, Part, Results, bounded, monotone, ordered, reactivated
+from benchmarks.evidence.results import ATTACKS, Claim, Part, Results, bounded, costing, monotone, ordered, reactivated
 
 CLAIMS: list[Claim] = []
 
@@ -44,13 +44,8 @@ def _(results: Results) -> Iterator[Part]:
 
 @claim("FST T1, T2", "FST costs about a point of C-ACC (here: at most 3), FE-tuning about 3 (here: 2 to 5)")
 def _(results: Results) -> Iterator[Part]:
-    for attack in ATTACKS:
-        suspect = results.after(attack, "", "c_acc")
-        for name, least, most in (("fst", -1.0, 3.0), ("fe-tuning", 2.0, 5.0)):
-            rate = results.after(attack, name, "c_acc")
-            if suspect and rate:
-                lost = 100 * (suspect.mean - rate.mean)
-                yield Part(f"{name} on {attack}: -{lost:.1f}", least <= lost <= most)
+    yield from costing(results, "fst", -0.01, 0.03)
+    yield from costing(results, "fe-tuning", 0.02, 0.05)
 
 
 @claim("FST Fig. 7", "a larger alpha lowers FST's ASR")
@@ -72,12 +67,9 @@ def _(results: Results) -> Iterator[Part]:
             yield Part(f"{attack}: pl {ours}; {text}", all(ours.mean <= r.mean for _, r in others))
 
 
-@claim("PL T1", "I-BAU falls to 10.6% C-ACC; here a bug to avoid: C-ACC stays above three quarters of the suspect's")
+@claim("PL T1", "I-BAU falls to 10.6% C-ACC; here a bug to avoid: at most 22.5 points are lost, a quarter of 90")
 def _(results: Results) -> Iterator[Part]:
-    for attack in ATTACKS:
-        suspect, rate = (results.after(attack, name, "c_acc") for name in ("", "i-bau"))
-        if suspect and rate:
-            yield Part(f"{attack}: {suspect} -> {rate}", rate.mean >= 0.75 * suspect.mean)
+    yield from costing(results, "i-bau", -0.01, 0.225)
 
 
 @claim("PL 5", "a larger alpha lowers PL's ASR")
@@ -217,10 +209,7 @@ def _(results: Results) -> Iterator[Part]:
     cause="The distance that pays for low ASR costs more in a small network",
 )
 def _(results: Results) -> Iterator[Part]:
-    for attack in ATTACKS:
-        suspect, rate = (results.after(attack, name, "c_acc") for name in ("", "d3"))
-        if suspect and rate:
-            yield Part(f"{attack}: {suspect} -> {rate}", suspect.mean - rate.mean <= 0.03)
+    yield from costing(results, "d3", -0.01, 0.03)
 
 
 @claim(

@@ -17,7 +17,7 @@ ATTACKS = ("badnets", "blended", "wanet", "sig", "ssba", "input-aware", "lf")
 """Those that defenses were measured on, in the order shown."""
 
 
-@dataclass(frozen=True, order=True)
+@dataclass(frozen=True)
 class Rate:
     """A rate over runs (fractions), and on how many images each was taken, 0 where that was not recorded."""
 
@@ -62,8 +62,7 @@ class Results:
         found = [
             row
             for row in self.tuned
-            if (row.get("attack", row["run"].partition("-")[2]), row["defense"], row["eps"]) == (attack, defense, eps)
-            and metric in row
+            if (row["attack"], row["defense"], row["eps"]) == (attack, defense, eps) and metric in row
         ]
         values = tuple(row[metric] for row in found)
         return Rate(values, found[0]["n"] if metric != "c_acc" else 0) if values else None
@@ -87,6 +86,19 @@ class Claim:
     missing: str = ""
 
 
+def falling(rates: list[Rate], slack: float) -> bool:
+    """Whether no rate exceeds the one before it by more than the slack."""
+    return all(b.mean <= a.mean + slack for a, b in pairwise(rates))
+
+
+def costing(results: Results, name: str, least: float, most: float) -> Iterator[Part]:
+    """Say of each attack whether a defense costs so much of the suspect's C-ACC (fractions)."""
+    for attack in ATTACKS:
+        suspect, rate = (results.after(attack, spec, "c_acc") for spec in ("", name))
+        if suspect and rate:
+            yield Part(f"{name} on {attack}: {suspect} -> {rate}", least <= suspect.mean - rate.mean <= most)
+
+
 def ordered(results: Results, names: tuple[str, ...], metric: str = "o_asr", slack: float = 0.01) -> Iterator[Part]:
     """Say of each attack whether the defenses leave less and less, in this order; slack: of a point each."""
     for attack in ATTACKS:
@@ -94,8 +106,7 @@ def ordered(results: Results, names: tuple[str, ...], metric: str = "o_asr", sla
         known = [(name, rate) for name, rate in rates if rate]
         if len(known) > 1:
             text = ", ".join(f"{name} {rate}" for name, rate in known)
-            falls = all(b.mean <= a.mean + slack for (_, a), (_, b) in pairwise(known))
-            yield Part(f"{attack}: {text}", falls)
+            yield Part(f"{attack}: {text}", falling([rate for _, rate in known], slack))
 
 
 def bounded(
@@ -124,12 +135,9 @@ def monotone(
 ) -> Iterator[Part]:
     """Say of each attack whether a metric falls as an option rises; slack: 2 points, about two standard errors."""
     for attack in ATTACKS:
-        known = sorted(
-            (default if spec == defense else float(spec.partition("=")[2]), rate)
-            for spec in {row["defense"] for row in results.tuned}
-            if (spec == defense or spec.startswith(f"{defense} {option}="))
-            and (rate := results.after(attack, spec, metric))
-        )
+        named = {row["defense"] for row in results.tuned if row["defense"].startswith(f"{defense} {option}=")}
+        specs = {default: defense} | {float(spec.partition("=")[2]): spec for spec in named}
+        known = [(value, rate) for value in sorted(specs) if (rate := results.after(attack, specs[value], metric))]
         if len(known) > 2:
             text = ", ".join(f"{value:g}: {rate}" for value, rate in known)
-            yield Part(f"{attack}: {text}", all(b.mean <= a.mean + slack for (_, a), (_, b) in pairwise(known)))
+            yield Part(f"{attack}: {text}", falling([rate for _, rate in known], slack))
