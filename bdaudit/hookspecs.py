@@ -58,7 +58,7 @@ def bdaudit_importers() -> Iterable[type[Importer]]:
 
 @hookspec
 def bdaudit_result(report: Report, folder: Path | None) -> None:
-    """Take note of a finished audit (a tracker): its report, a copy, and the folder that holds it, if one was asked for.
+    """Take note of a finished audit (a tracker): its report, a copy, and the folder of it, if one was asked for.
 
     What a tracker raises becomes one warning; it changes neither the verdict nor the exit code.
     """

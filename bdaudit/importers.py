@@ -86,7 +86,7 @@ class Imported:
 
     @property
     def goal(self) -> Goal | None:
-        """What the backdoor does to labels, by the triggered rows; None where they follow no rule that bdaudit knows."""
+        """What the backdoor does to labels, by the triggered rows; None where they follow no rule bdaudit knows."""
         splits = self._splits()
         if not splits:
             return None

@@ -32,7 +32,7 @@ GROUP = "bdaudit"
 BUILT_IN = "bdaudit"
 TRACKER = "tracker"
 ALLOW = "BDAUDIT_PLUGINS"
-"""Environment variable: the distributions, besides bdaudit, whose plugins may be imported. Only the environment decides:
+"""Environment variable: the distributions, besides bdaudit, whose plugins are imported. Only the environment decides:
 a file beside a suspect came with the suspect."""
 
 

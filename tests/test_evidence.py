@@ -16,11 +16,13 @@ from benchmarks.evidence.results import RESULTS, Claim, Rate, Results, monotone,
 GRIDS = sorted((RESULTS.parent / "grids").glob("*.toml"))
 
 
-def results(folder: Path, rates: dict[str, float]) -> Results:
-    """Write what defenses left on BadNets as result files do, and read it."""
+def results(folder: Path, rates: dict[str, float], larger: dict[str, float] | None = None) -> Results:
+    """Write what defenses left on BadNets as result files do, and read it; larger: with 1,000 clean images, not 500."""
+    common = {"run": "badnets-0", "attack": "badnets", "eps": 0.0, "c_acc": 0.9, "n": 1000}
     rows: list[dict[str, Any]] = [
-        {"run": "badnets-0", "attack": "badnets", "defense": spec, "eps": 0.0, "o_asr": rate, "c_acc": 0.9, "n": 1000}
-        for spec, rate in rates.items()
+        common | {"clean": clean, "defense": spec, "o_asr": rate}
+        for clean, left in ((1000, larger or {}), (500, rates))
+        for spec, rate in left.items()
     ]
     for name, content in {"flow_clean_twin": [], "defenses_x": rows}.items():
         (folder / f"{name}.json").write_text(json.dumps(content))
@@ -49,6 +51,13 @@ def test_a_trade_off_is_judged_along_the_option_in_order_of_its_value(tmp_path: 
     assert part.text.startswith("badnets: 0.05: 60.0 [")
     [part] = monotone(results(tmp_path, {**rates, "d3 epsilon=1": 0.4}), "d3", "epsilon", 0.1)
     assert not part.holds
+
+
+def test_defenses_are_compared_on_clean_pools_of_one_size(tmp_path: Path) -> None:
+    found = results(tmp_path, {"ft": 0.9, "fst": 0.5}, larger={"ft": 0.1, "fst": 0.1, "sep": 0.0})
+    assert found.after("badnets", "ft", "o_asr") == Rate((0.9,), 1000)
+    assert found.after("badnets", "sep", "o_asr") is None
+    assert results(tmp_path, {}, larger={"sep": 0.2}).after("badnets", "sep", "o_asr") == Rate((0.2,), 1000)
 
 
 def test_a_claim_is_echoed_in_part_or_not_at_all(tmp_path: Path) -> None:

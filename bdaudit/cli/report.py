@@ -23,7 +23,7 @@ from bdaudit.report.formats import FORMATS, Format
 @click.option("--out", type=click.Path(path_type=Path), help="Write to a file instead of stdout.")
 @uniform
 def command(file: Path, form: Format, others: tuple[Path, ...], out: Path | None) -> int:
-    """Show the report FILE (report.json); ends with the exit code of FILE's own verdict, whatever it is compared with."""
+    """Show the report FILE (report.json); ends with the exit code of its own verdict, whatever it is compared with."""
     from bdaudit.errors import OutputError, one_line
     from bdaudit.inputs.files import atomic_file, check_writable
     from bdaudit.report.render import render, render_side_by_side

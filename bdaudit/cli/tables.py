@@ -45,7 +45,7 @@ def _poison(record: AttackRecord) -> str:
 
 
 def import_summary(record: ImportRecord, out: Path, arch: str | None) -> str:
-    """What was imported, how the model does on a sample of it, and the commands that audit it; arch: as it was given."""
+    """What was imported, how the model does on a sample, and the commands that audit it; arch: as it was given."""
     rows = [[f"{name}/", count] for name, count in record.images.items()]
     lines = [tabulate(rows, headers=["", "images"], tablefmt="simple")] if rows else []
     if record.rows:

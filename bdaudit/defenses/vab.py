@@ -184,7 +184,7 @@ def scaled(entropy: Tensor) -> Tensor:
 
 
 def attention(features: Tensor, images: Tensor) -> Tensor:
-    """Sum of squares over the channels of features (N, C, places), at the size of images and in [0, 1]; (N, 1, H, W)."""
+    """Sum of squares over the channels of features (N, C, places), at the size of images, in [0, 1]; (N, 1, H, W)."""
     height, width = images.shape[2:]
     rows = round(math.sqrt(features.shape[2] * height / width))
     columns = features.shape[2] // rows

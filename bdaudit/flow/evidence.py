@@ -32,8 +32,8 @@ class Evidence:
     """What is known about a suspect model. Each field may be missing; plugins say what they cannot do without.
 
     clean, malicious, train, trigger: for the defense. benign, backdoor, test: for probes and evaluation,
-    which no defense may see. attack: which one a run folder records. proxy: what stands in for the trigger where nothing
-    is known of it. sources: where each came from, in words.
+    which no defense may see. attack: which one a run folder records. proxy: what stands in for the trigger where
+    nothing is known of it. sources: where each came from, in words.
     """
 
     suspect: Classifier
@@ -248,6 +248,6 @@ def target_label(goal: Goal) -> int:
 
 
 def _labels_are_true(flagged: Pool, goal: Goal) -> bool:
-    """Whether sub-folder names of a flagged folder are true classes; all in the target's folder means as-given labels."""
+    """Whether sub-folder names of a flagged folder are true classes; all in the target's means as-given labels."""
     known = bool((flagged.labels != UNKNOWN).all())
     return known and bool(goal.counted(flagged.labels).any())

@@ -23,7 +23,7 @@ LOOKED_AT, AGAIN, FOLLOWED = 128, 32, 8
 FEWEST = 20
 """On fewer images nobody can be told from one who guesses."""
 TOLERANCE = 0.02
-"""How far logits may move, as a share of their spread: rounding moves them by 3e-6 in fp32; in bf16 each layer by 4e-3."""
+"""How far logits may move, as a share of their spread: rounding does by 3e-6 in fp32; in bf16 each layer by 4e-3."""
 SELDOM = 0.1
 """The share of images that may move further, as where rounding tips a network that quantises."""
 
@@ -182,7 +182,7 @@ def depends_on_company(together: Tensor, apart: Tensor) -> str:
 
 
 def _moved(a: Tensor, b: Tensor) -> tuple[int, float]:
-    """How many images' logits moved by more than rounding, if more than seldom, and the furthest share of the spread."""
+    """How many images' logits moved by more than rounding, if more than seldom, and the furthest as a share of spread."""
     spread = (a.amax(1) - a.amin(1)).median()
     by = (a - b).abs().amax(1)
     moved = int((by > TOLERANCE * spread).sum())
@@ -190,7 +190,7 @@ def _moved(a: Tensor, b: Tensor) -> tuple[int, float]:
 
 
 def guesses(predicted: Tensor, labels: Tensor, classes: tuple[str, ...]) -> str:
-    """Predictions (N) that agree with the labels (N) no more than chance would: as often as classes are given and occur.
+    """Predictions (N) that agree with the labels (N) no more than by chance: as often as classes are given and occur.
 
     Chance as in Cohen's kappa, so that always naming the commonest class is guessing however common it is.
     """

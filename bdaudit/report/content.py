@@ -193,7 +193,7 @@ def curves(report: Report) -> list[str]:
 
 
 def curve_words(exhibit: Exhibit) -> str:
-    """Describe the curves of one exhibit in a sentence: where they start and end, or over named places, their extremes."""
+    """Describe the curves of one exhibit in a sentence: where they start and end; over named places, extremes."""
     named = [(clean(name, 60), ys) for name, ys in islice(exhibit.curves.items(), 12) if ys]
     if exhibit.x_names:
         parts = [f"{name} {_extremes(ys, exhibit)}" for name, ys in named]

@@ -13,7 +13,7 @@ INVERTED = "inverted for "
 """How the names of controls begin that are inverted triggers themselves, of classes that do not stand out."""
 
 MADE_ON, TRIED_ON = "made on ", ", tried on "
-"""How figures of perturbations that travel are named: by the model they were made on, and the one they were tried on."""
+"""How figures of perturbations that travel are named: by the model they were made on, and the one tried on."""
 
 
 @dataclass(frozen=True)

@@ -59,7 +59,7 @@ def _stage_tables(probe: str, findings: list[Finding]) -> list[Table]:
 
 
 def _square(probe: str, metric_name: str, travelled: list[tuple[tuple[str, str], Finding]]) -> Table:
-    """Make the table of one metric: the models that perturbations were made on down, those they were tried on across."""
+    """Make the table of one metric: the models perturbations were made on down, those they were tried on across."""
     made_on, left_out = cut(dict.fromkeys(made for (made, _), _ in travelled), ROWS)
     tried = dict.fromkeys(tried for (_, tried), _ in travelled)
     tried_on, dropped = cut([*(m for m in made_on if m in tried), *(t for t in tried if t not in made_on)], SQUARE)

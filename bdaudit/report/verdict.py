@@ -19,9 +19,9 @@ def judge(
     """Decide pass, fail or inconclusive, with a reason and an outcome for every check, the decisive ones first.
 
     A bound on attack success is broken when the whole interval lies above it, kept when the whole interval lies below
-    it, and undecided otherwise. Accuracy is lost when the whole interval of the loss lies above its bound, kept when the
-    measured loss does not exceed it, and undecided in between. Any broken bound fails; any undecided one makes the rest
-    inconclusive.
+    it, and undecided otherwise. Accuracy is lost when the whole interval of the loss lies above its bound, kept when
+    the measured loss does not exceed it, and undecided in between. Any broken bound fails; any undecided one makes the
+    rest inconclusive.
     shortfall: why nothing could be measured at all; then there is nothing else to judge. doubts: why nothing may
     pass, although it was measured. Where the trigger is a proxy (findings of the stage `inversion`), a broken bound
     fails only if no inverted trigger would break it anyway, and kept bounds pass only if the policy accepts a proxy.

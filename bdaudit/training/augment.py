@@ -63,7 +63,7 @@ def _reflected(places: Tensor, size: int) -> Tensor:
 def resampled(images: Tensor, theta: Tensor, *, outside: str = "zeros") -> Tensor:
     """Look up each pixel of images (N, C, H, W), floats, where an affine map sends it; the same shape.
 
-    theta: (N, 2, 3), from (x, y, 1) in [-1, 1] to the place in the original. outside: what lies there, `zeros` or `border`.
+    theta: (N, 2, 3), from (x, y, 1) in [-1, 1] to a place in the original. outside: what is there, `zeros` or `border`.
     """
     grid = F.affine_grid(theta.to(images.device), list(images.shape), align_corners=False)
     return F.grid_sample(images, grid, padding_mode=outside, align_corners=False)

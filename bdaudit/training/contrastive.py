@@ -31,9 +31,10 @@ YIQ = torch.tensor([[0.299, 0.587, 0.114], [0.5959, -0.2746, -0.3213], [0.2115, 
 class Views:
     """What makes a view of an image: a crop at another size, mirroring, other colours, a blur; drawn per image.
 
-    least: of the image's area that a crop shows. jitter: how far brightness, contrast and saturation are moved, as shares
-    of themselves, and a quarter of it is the part of the circle that hues are turned by; all of it in four images of five.
-    grey, blurred: shares of images without colours, and of those that are blurred. Grey images have no colours to change.
+    least: of the image's area that a crop shows. jitter: how far brightness, contrast and saturation are moved, as
+    shares of themselves, and a quarter of it is the part of the circle that hues are turned by; all of it in four
+    images of five. grey, blurred: shares of images without colours, and of those that are blurred. Grey images have no
+    colours to change.
     """
 
     least: float = 0.2

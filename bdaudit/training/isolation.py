@@ -1,4 +1,4 @@
-"""Losses that stop learning where clean images get to, so that what is learnt beyond them is the backdoor; and unlearn it.
+"""Losses that stop learning where clean images get to, so that what goes beyond is the backdoor; and unlearning it.
 
 ABL (Li et al. 2021).
 """

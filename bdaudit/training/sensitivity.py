@@ -1,4 +1,4 @@
-"""How far a transformation moves what a model makes of an image: far where a trigger decides (Chen et al. 2022, FCT)."""
+"""How far a transformation moves what a model makes of an image: far if a trigger decides (Chen et al. 2022, FCT)."""
 
 from __future__ import annotations
 

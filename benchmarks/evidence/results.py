@@ -58,12 +58,13 @@ class Results:
         self.audits = rows_of(*sorted(self.folder.glob("flow_seed*.json")), self.folder / "flow_clean_twin.json")
 
     def after(self, attack: str, defense: str, metric: str, eps: float = 0.0) -> Rate | None:
-        """Look up what a defense left, on pools of which a share eps was exchanged."""
-        found = [
-            row
-            for row in self.tuned
-            if (row["attack"], row["defense"], row["eps"]) == (attack, defense, eps) and metric in row
-        ]
+        """Look up what a defense left, on pools of which a share eps was exchanged.
+
+        Where an attack was measured with several sizes of the clean pool, the smallest counts, for every defense alike.
+        """
+        there = [row for row in self.tuned if (row["attack"], row["eps"]) == (attack, eps)]
+        size = min((row["clean"] for row in there), default=0)
+        found = [row for row in there if (row["defense"], row["clean"]) == (defense, size) and metric in row]
         values = tuple(row[metric] for row in found)
         return Rate(values, found[0]["n"] if metric != "c_acc" else 0) if values else None
 

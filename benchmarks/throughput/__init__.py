@@ -1,1 +1,1 @@
-"""What bdaudit does a second beside plain loops, and what else its users wait for; run with python -m benchmarks.throughput."""
+"""What bdaudit does a second beside plain loops, and what else its users wait for: python -m benchmarks.throughput."""

@@ -37,7 +37,7 @@ POOLS: dict[str, tuple[Callable[[int], Pool], str]] = {
 GOALS = {"cpu": 3.0, "cuda": 10.0}
 DATA_GOAL = 15.0
 TESTED = 19_000
-"""Images that BackdoorBench tests on after each epoch on CIFAR-10: the test set, and all but a class of it triggered."""
+"""Images that BackdoorBench tests on after each epoch on CIFAR-10: the test set, and nine classes of it triggered."""
 
 
 @dataclass(frozen=True)
@@ -275,7 +275,7 @@ def evaluating_alone(bench: Bench, size: int) -> Work:
 def measured(case: Case, device: str, repeats: int) -> dict[str, Any]:
     """Time a case, all candidates in turn, and compare medians.
 
-    share: of our time, what the network's own passes take; ceiling: the speed-up that would be left if all else were free.
+    share: of our time, what the network's own passes take; ceiling: the speed-up if all else were free.
     """
     candidates = {"ours": case.ours, **case.plain} | ({"arithmetic": case.arithmetic} if case.arithmetic else {})
     timings = measure(candidates, device, repeats, warm=0)
@@ -301,7 +301,7 @@ def measured(case: Case, device: str, repeats: int) -> dict[str, Any]:
 
 
 def with_tests(rows: list[dict[str, Any]], bench: Bench) -> None:
-    """Add what FT and FST would be to BackdoorBench's loop, which tests after every epoch: reckoned from rates in `rows`."""
+    """Add what FT and FST would be to BackdoorBench's loop, which tests after every epoch: by rates in `rows`."""
     by_name = {row["what"]: row for row in rows}
     way = f"{bench.workers} workers"
     for row in (by_name[name] for name in ("ft", "fst")):

@@ -2,8 +2,8 @@
 
 fp32, NCHW, PIL images through per-sample torchvision transforms in a Dataset, a DataLoader, SGD as it comes. Where the
 released programs differ, both ways are measured: BackdoorBench gives its loaders workers (four) and tests after every
-epoch; FST's own program does neither, and the retuning and querying programs of the same authors make their tensors once
-and keep them in a list. Nothing is copied from them.
+epoch; FST's own program does neither, and the retuning and querying programs of the same authors make their tensors
+once and keep them in a list. Nothing is copied from them.
 """
 
 from __future__ import annotations

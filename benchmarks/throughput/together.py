@@ -27,8 +27,8 @@ PRODUCTS = 20_000
 def side_by_side(pool: Pool, arch: str, folder: Path, repeats: int) -> dict[str, float]:
     """Train clean twins of two seeds as `bdaudit bench` does, a thread each; medians of seconds and of ratios.
 
-    slowdown: a stage beside another, against alone. arithmetic: the same of products of small matrices, which is what the
-    machine gives. beyond: what is left of the slowdown if that is taken out.
+    slowdown: a stage beside another, against alone. arithmetic: the same of products of small matrices, which is what
+    the machine gives. beyond: what is left of the slowdown if that is taken out.
     """
     stages = twins(pool, arch, folder)
     rows = []

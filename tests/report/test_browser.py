@@ -26,7 +26,7 @@ CLIPPED = """[...document.querySelectorAll('table, .scroll, figure, svg, img, pr
 
 
 def documents() -> dict[str, str]:
-    """HTML of every kind of report: each verdict, all sorts of exhibits, nothing at all, an attacker's, side by side."""
+    """HTML of every kind of report: each verdict, all exhibits, nothing at all, an attacker's, side by side."""
     fail, none, bad = audited(), empty(), hostile()
     passed = fail.model_copy(update={"verdict": "pass", "outcomes": ["pass"] * len(fail.reasons), "exhibits": []})
     reports = {"fail": fail, "pass": passed, "inconclusive": crowded(), "hostile": bad, "empty": none}
@@ -94,7 +94,7 @@ def test_axe_finds_nothing_at_a_desk(files: dict[str, Path], show: functools.par
 
 
 def test_axe_would_find_something(files: dict[str, Path], show: functools.partial[Page], tmp_path: Path) -> None:
-    """The check itself works under the page's content security policy: spoil contrast and language, and both are named."""
+    """The check itself works under the page's content security policy: spoil contrast and language: both are named."""
     spoilt = tmp_path / "spoilt.html"
     text = files["fail"].read_text(encoding="utf-8")
     spoilt.write_text(text.replace(' lang="en"', "").replace("--muted: #57606a", "--muted: #ccc"), encoding="utf-8")

@@ -107,7 +107,7 @@ def test_figures_of_one_audit_alone_are_named() -> None:
     ],
 )  # fmt: skip
 def test_what_is_not_like_for_like_is_named(changes: dict[str, Any], said: str) -> None:
-    """Another model, other images, another policy or another probe make a difference that says nothing of the defense."""
+    """Another model, other images, another policy or probe make a difference that says nothing of the defense."""
     assert compare.unlike(sides(audit(), audit(**changes))) == [said]
 
 

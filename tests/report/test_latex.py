@@ -77,7 +77,7 @@ def typeset(text: str) -> str:
 @settings(max_examples=300, deadline=None)
 @given(st.one_of(st.sampled_from(HOSTILE), st.text("\\{}[]%#&$_^~\"'`-,<>|*@ éÅøßłżǗ中abU+", max_size=30), st.text()))
 def test_escaped_text_is_typeset_as_itself(text: str) -> None:
-    """TeX reads back each character, in ASCII; runs of punctuation do not join into dashes, quotation marks or ligatures."""
+    """TeX reads back each character, in ASCII; punctuation does not join into dashes, quotation marks or ligatures."""
     text = clean(text)
     escaped = latex.escape(text)
     assert escaped.isascii()

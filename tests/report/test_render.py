@@ -400,7 +400,7 @@ def test_html_is_well_formed_inert_and_local(name: str) -> None:
 
 @pytest.mark.parametrize("name", REPORTS)
 def test_html_is_accessible(name: str) -> None:
-    """Language, title, viewport, one h1, no heading level skipped, scoped headers, named regions and drawings, unique ids."""
+    """Language, title, viewport, one h1, no heading level skipped, scoped headers, named regions, unique ids."""
     doc = page(name)
     assert doc.all("html") == [{"lang": "en"}]
     assert any(m.get("name") == "viewport" for m in doc.all("meta"))

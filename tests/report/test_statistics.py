@@ -173,7 +173,7 @@ class TestExcess:
         assert differ[2] - differ[1] > 0.4
 
     def test_few_draws_are_not_too_certain(self) -> None:
-        """The standard error of a mean of k draws is s / sqrt(k), s over k - 1: the plain bootstrap falls short of it."""
+        """The standard error of a mean of k draws is s / sqrt(k), s over k - 1: the plain bootstrap falls short."""
         sure = [hits((round(1000 * r), True), (1000 - round(1000 * r), False)) for r in (0.4, 0.5, 0.6)]
         _, low, high = excess(sure, [hits((1000, False))] * 3)
         expected = 1.96 * math.sqrt(0.1**2 / 3 + 0.5 * 0.5 / 1000 * 0.5)

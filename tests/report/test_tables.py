@@ -13,7 +13,7 @@ NAMES = ("this model", "pam.pt", "reference")
 
 
 def travelled(*made_on: str) -> list[Finding]:
-    """Perturbations made on some models, each tried on all others and on the reference: .1 on the first, .2 on the next."""
+    """Perturbations made on some models, each tried on all others and the reference: .1 on the first, .2 next."""
     rows = []
     for made in made_on:
         for i, tried in enumerate(NAMES, 1):
