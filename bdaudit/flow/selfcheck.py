@@ -182,7 +182,7 @@ def depends_on_company(together: Tensor, apart: Tensor) -> str:
 
 
 def _moved(a: Tensor, b: Tensor) -> tuple[int, float]:
-    """How many images' logits moved by more than rounding, if more than seldom, and the furthest as a share of spread."""
+    """How many images' logits moved by more than rounding, if more than seldom, the furthest as a share of spread."""
     spread = (a.amax(1) - a.amin(1)).median()
     by = (a - b).abs().amax(1)
     moved = int((by > TOLERANCE * spread).sum())

@@ -195,8 +195,10 @@ def batches(
     """Go once through a pool in random order; yield (pixels uint8, labels)."""
     order = permutation(len(pool), rng).to(pool.device)
     for rows in torch.split(order, size):
-        if len(rows) == 1 and len(order) > 1:
-            continue  # BatchNorm has no variance on one image
+        if len(rows) == 1:  # BatchNorm has no variance on one image
+            if len(order) > 1:
+                continue
+            rows = rows.repeat(2)  # the only one there is: the same mean loss
         images = pool.images[rows]
         scratch.release(pool.images)
         if augment is not None:

@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+from families import member
 from hypothesis import given
 from hypothesis import strategies as st
 from support import make_tiny
@@ -72,6 +73,18 @@ def test_cosine_falls_to_zero_and_onecycle_warms_up() -> None:
     assert factors[-1] < 0.02
     with pytest.raises(UsageError, match="schedule is cosine"):
         Recipe(epochs=1, lr=1.0, schedule="stairs").factor(0, 1)
+
+
+def test_the_only_image_there_is_trains_a_network_with_batchnorm(rng: torch.Generator) -> None:
+    """Twice in its batch; of several images one that is left over is skipped, as it would have no variance."""
+    image = torch.randint(0, 256, (1, 3, 32, 32), dtype=torch.uint8, generator=rng)
+    pool = Pool.of(image.float() / 255, torch.tensor([3]))
+    model = member("resnet50")  # its last maps are of one pixel
+    tuned = tune(model.clone(), pool, Recipe(epochs=2, lr=0.01), rng)
+    assert all(p.isfinite().all() for p in tuned.parameters())
+    assert not torch.equal(tuned.head.bias, model.head.bias)
+    assert [len(y) for _, y in batches(pool, 4, rng)] == [2]
+    assert [len(y) for _, y in batches(Pool.concat([pool] * 5), 4, rng)] == [4]
 
 
 def test_tuning_learns_and_is_reproducible(digits: Pool) -> None:
