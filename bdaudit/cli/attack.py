@@ -14,7 +14,8 @@ from bdaudit.cli.common import Configured, PluginName, check_options, common, js
 @click.option(
     "--data",
     required=True,
-    help="digits, fashion-mnist, cifar10, or your own: folder:DIR (one sub-folder a class), FILE.npz, FILE.csv.",
+    help="digits, fashion-mnist, cifar10, cifar100, gtsrb, tiny-imagenet, or your own: folder:DIR (one sub-folder a "
+    "class), FILE.npz, FILE.csv.",
 )
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="The run folder to write.")
 @click.option("--target", type=click.IntRange(0), default=0, show_default=True, help="The target class.")

@@ -18,7 +18,9 @@ from bdaudit.cli.common import Configured, PluginName, check_options, common, js
     type=PluginName("importer"),
     help="Which importer.  [default: the one that recognises RECORD]",
 )
-@click.option("--data", help="What the record was made from, where clean images come from: cifar10, or a folder.")
+@click.option(
+    "--data", help="What the record was made from, where clean images come from: cifar10, gtsrb, ..., or a folder."
+)
 @click.option(
     "--data-root",
     type=click.Path(path_type=Path),

@@ -12,7 +12,8 @@ import bdaudit
 from bdaudit import ops, plugins
 from bdaudit.errors import BackendError
 from bdaudit.flow.provenance import git_revision
-from bdaudit.inputs.datasets import DEBIAN_FASHION_MNIST, data_root
+from bdaudit.inputs.datasets import data_root
+from bdaudit.inputs.datasets.fashion_mnist import DEBIAN_FASHION_MNIST
 from bdaudit.inputs.jail import strength
 from bdaudit.runtime import Runtime, pick_device
 
