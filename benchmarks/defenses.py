@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import statistics
 import time
+from collections.abc import Mapping
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ import torch
 from tabulate import tabulate
 
 from bdaudit import api, plugins
+from bdaudit.defenses.base import Defense
 from bdaudit.flow.contamination import Contamination, defender_pools
 from bdaudit.flow.run import Run, open_run
 from bdaudit.probes.base import PAPER_COUNTS
@@ -40,8 +42,15 @@ AXES = ("run", "clean", "eps", "flagged", "seed", "defense")
 def main() -> None:
     """Measure what is missing, or print the table of what was measured."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("runs", nargs="*", type=Path)
     parser.add_argument("--defense", nargs="+", default=tuning_defenses(), metavar='"NAME option=value ..."')
+    args = with_pools(parser)
+    if args:
+        measure_all(args, {spec: plugins.get("defense", named(spec)[0]).parse(named(spec)[1]) for spec in args.defense})
+
+
+def with_pools(parser: argparse.ArgumentParser) -> argparse.Namespace | None:
+    """Add what says which pools and runs to measure on, and parse; None if a table was asked for and printed."""
+    parser.add_argument("runs", nargs="*", type=Path)
     parser.add_argument("--clean", nargs="+", type=int, default=[500])
     parser.add_argument("--eps", nargs="+", type=float, default=[0.0])
     parser.add_argument("--flagged", type=int, default=108)
@@ -53,15 +62,20 @@ def main() -> None:
     args = parser.parse_args()
     if args.table:
         print(table(rows_of(*args.table)))
-        return
+        return None
     if not args.runs or not args.json:
         parser.error("give run folders and --json, or --table")
+    return args
+
+
+def measure_all(args: argparse.Namespace, defenses: Mapping[str, Defense]) -> None:
+    """Measure the suspect and what each defense, by the name of its row, makes of it; skip rows that FILE holds."""
     rows = Rows(args.json)
-    for run, clean, eps, defense in product(map(open_run, args.runs), args.clean, args.eps, ["", *args.defense]):
-        at = dict(zip(AXES, (run.folder.name, clean, eps, args.flagged, args.seed, defense), strict=True))
-        if rows.holds(at) or (not defense and eps):
-            continue
-        if eps and defense and plugins.get("defense", named(defense)[0]).oracle():
+    chosen: dict[str, Defense | None] = {"": None, **defenses}
+    for run, clean, eps, name in product(map(open_run, args.runs), args.clean, args.eps, chosen):
+        at = dict(zip(AXES, (run.folder.name, clean, eps, args.flagged, args.seed, name), strict=True))
+        defense = chosen[name]
+        if rows.holds(at) or (eps and (defense is None or defense.oracle())):
             continue
         rows.add(at | {"attack": run.record.attack} | measured(run, defense, clean, eps, args))
 
@@ -72,17 +86,16 @@ def tuning_defenses() -> list[str]:
     return sorted(row.cls.name for row in found if not {"fresh", "train"} & set(row.cls.wants()))
 
 
-def measured(run: Run, spec: str, clean: int, eps: float, args: argparse.Namespace) -> dict[str, Any]:
-    """Purify a run's model by one defense, '' for none, and measure what comes out."""
+def measured(run: Run, defense: Defense | None, clean: int, eps: float, args: argparse.Namespace) -> dict[str, Any]:
+    """Purify a run's model by one defense, or none, and measure what comes out."""
     model, seconds = api.load(run.model_path).classifier, 0.0
-    if spec:
-        name, options = named(spec)
+    if defense is not None:
         pools = defender_pools(run, Contamination(eps, eps), args.seed, budget=clean, flagged=args.flagged)
         known = dict(zip(("clean", "malicious"), pools, strict=True))
         known |= {"target": run.goal.target, "trigger": run.trigger, "rng": generator(args.seed)}
         start = time.perf_counter()
         with progress_shown():
-            model = plugins.get("defense", name).parse(options).run({"model": model, **known})
+            model = defense.run({"model": model, **known})
         seconds = time.perf_counter() - start
     poisoned, _ = PAPER_COUNTS.get(run.record.attack, PAPER_COUNTS["badnets"])
     return {

@@ -2,11 +2,9 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
-from torch import Tensor
-from torch.func import functional_call
-from torch.nn import functional as F
 
 from bdaudit.contract import option
 from bdaudit.defenses.base import Defense, Judging, Purified
@@ -16,8 +14,9 @@ from bdaudit.inputs.classifier import Classifier
 from bdaudit.inputs.pool import Pool
 from bdaudit.runtime import spawn
 from bdaudit.training.bti import Reversed
-from bdaudit.training.loop import Loss, tune
+from bdaudit.training.loop import tune
 from bdaudit.training.metrics import accuracy
+from bdaudit.training.path_aware import path_aware, weights_to_go_back_to
 from bdaudit.training.progress import say
 
 SMALLER = (0.7, 0.5, 0.3, 0.1)
@@ -50,7 +49,7 @@ class PAM(Inverting, Judging):
     )
 
     def purify(self, model: Classifier, clean: Pool, rng: torch.Generator) -> Purified:
-        origin = {name: p.detach().clone() for name, p in model.named_parameters()}
+        origin = weights_to_go_back_to(model)
         held, tuning = self.parts(clean, rng)
         least = accuracy(model, held).value - self.accuracy_drop
         rounds: list[Reversed] = []
@@ -59,7 +58,7 @@ class PAM(Inverting, Judging):
             found = self.reverse_again(model, tuning, rounds, rng)
             tried: list[Tuned] = []
             for step in [rho, *(smaller for smaller in SMALLER if smaller < rho)]:
-                loss = path_aware(origin, step, found, self.share)
+                loss = path_aware(origin, step, partial(found.mix, share=self.share))
                 tuned = tune(
                     model.clone(), tuning, self.recipe(tuning, momentum=0.1), spawn(rng), loss=loss, what="pam"
                 )
@@ -79,24 +78,6 @@ class Tuned:
     accuracy: float
     rho: float
     model: Classifier = field(compare=False)
-
-
-def path_aware(origin: dict[str, Tensor], rho: float, found: Reversed, share: float) -> Loss:
-    """CE of the model `rho` closer to the backdoored one; its gradient in the shifted weights is that in the weights.
-
-    Nearer than rho to W0 the shift ends at W0, which is the end of the path.
-    """
-
-    def loss(model: Classifier, x: Tensor, y: Tensor) -> Tensor:
-        weights = dict(model.named_parameters())
-        with torch.no_grad():
-            path = {name: origin[name] - w for name, w in weights.items()}
-            distance = torch.stack([d.norm() for d in path.values()]).norm()
-            scale = rho / distance.clamp(min=rho)
-        shifted = {name: w + scale * path[name] for name, w in weights.items()}
-        return F.cross_entropy(functional_call(model, shifted, (found.mix(x, share),)), y)
-
-    return loss
 
 
 @hookimpl

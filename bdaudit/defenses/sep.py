@@ -48,21 +48,28 @@ class SEP(Tuning):
                 )
                 return tune(model, clean, self.recipe(clean), last_rng, what=self.name)
             clean, malicious = found.pools(clean, malicious)
-        first = model.clone()
-        if self.first_epochs:
-            recipe = self.recipe(clean, optimizer="adam", epochs=self.first_epochs, lr=self.first_lr)
-            first = partition(
-                first, clean, malicious, recipe, first_rng, alpha=self.alpha, cap=True, what="sep: first pass"
-            )
-        both = Pool.concat([clean, malicious.labelled(guessed(first, malicious, target))])
-        return tune(model, both, self.recipe(both), last_rng, what=self.name)
+        first = self.first_pass(model.clone(), clean, malicious, first_rng)
+        both = Pool.concat([clean, malicious.labelled(self.guess(first, malicious, target))])
+        return self.last_pass(model, first, both, last_rng)
 
+    # What follows are the steps that benchmarks/ablation.py replaces.
 
-def guessed(model: Classifier, pool: Pool, target: int) -> torch.Tensor:
-    """Guess a label for each triggered image: the model's best class other than t (int64, (N,))."""
-    logits = predict_logits(model, pool.images)
-    logits[:, target] = -torch.inf
-    return logits.argmax(1)
+    def first_pass(self, model: Classifier, clean: Pool, malicious: Pool, rng: torch.Generator) -> Classifier:
+        """Make the model that guesses labels, by PL with capped ascent; with no epochs it is the suspect itself."""
+        if not self.first_epochs:
+            return model
+        recipe = self.recipe(clean, optimizer="adam", epochs=self.first_epochs, lr=self.first_lr)
+        return partition(model, clean, malicious, recipe, rng, alpha=self.alpha, cap=True, what="sep: first pass")
+
+    def guess(self, first: Classifier, malicious: Pool, target: int) -> torch.Tensor:
+        """Guess a label for each flagged image: the first-pass model's best class other than t (int64, (N,))."""
+        logits = predict_logits(first, malicious.images)
+        logits[:, target] = -torch.inf
+        return logits.argmax(1)
+
+    def last_pass(self, model: Classifier, first: Classifier, both: Pool, rng: torch.Generator) -> Classifier:
+        """Tune the suspect, and not the first-pass model, on both pools."""
+        return tune(model, both, self.recipe(both), rng, what=self.name)
 
 
 @hookimpl

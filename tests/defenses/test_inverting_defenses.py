@@ -16,7 +16,7 @@ from bdaudit.defenses import bti_sam, inverting, pam
 from bdaudit.defenses.base import Defense
 from bdaudit.defenses.bti_dbf import BTIDBF, unlearning
 from bdaudit.defenses.bti_sam import BTISAM
-from bdaudit.defenses.pam import PAM, path_aware
+from bdaudit.defenses.pam import PAM
 from bdaudit.flow.run import Run
 from bdaudit.inputs.classifier import Classifier, Preprocessing
 from bdaudit.inputs.pool import Pool
@@ -25,6 +25,7 @@ from bdaudit.runtime import generator
 from bdaudit.training.bti import Generator, Reversed, reverse
 from bdaudit.training.loop import Loss, Recipe
 from bdaudit.training.metrics import Rate, accuracy, attack_rates
+from bdaudit.training.path_aware import path_aware
 from bdaudit.training.progress import progress_shown
 from bdaudit.training.sam import Sam
 from bdaudit.training.split import Split
@@ -124,7 +125,7 @@ def test_pams_gradient_is_taken_on_the_path_back(rho: float, shifted: list[float
     model = two_weights([1.6, -0.8])
     origin = {"body.1.weight": torch.tensor([[1.0], [0.0]])}
     x, y = torch.tensor([0.5, 1.0]).reshape(2, 1, 1, 1), torch.tensor([1, 0])
-    loss = path_aware(origin, rho, Reversed(nn.Identity(), 0, Rate(1, 1)), 0.2)(model, x, y)  # type: ignore[arg-type]
+    loss = path_aware(origin, rho)(model, x, y)
     (gradient,) = torch.autograd.grad(loss, [model.head.weight])
 
     w = torch.tensor(shifted)
@@ -139,7 +140,7 @@ def test_pams_first_step_starts_where_the_path_does() -> None:
     model = two_weights([1.0, 0.0])
     origin = {"body.1.weight": model.head.weight.detach().clone()}
     x, y = torch.ones(2, 1, 1, 1), torch.tensor([1, 0])
-    loss = path_aware(origin, 0.5, Reversed(nn.Identity(), 0, Rate(1, 1)), 0.2)(model, x, y)  # type: ignore[arg-type]
+    loss = path_aware(origin, 0.5)(model, x, y)
     assert loss.item() == pytest.approx(F.cross_entropy(model(x), y).item())
 
 
@@ -152,7 +153,7 @@ def test_pam_tunes_batchnorms_statistics_but_does_not_move_them_along_the_path(d
         for name, p in by_hand.named_parameters():
             p.copy_(origin[name])
     x, y = digits.images[:16], digits.labels[:16]
-    path_aware(origin, 99.0, Reversed(nn.Identity(), 0, Rate(1, 1)), 0.2)(model, x, y)  # type: ignore[arg-type]
+    path_aware(origin, 99.0)(model, x, y)
     by_hand(x)
     for (name, b), expected in zip(model.named_buffers(), by_hand.buffers(), strict=True):
         assert torch.allclose(b.float(), expected.float(), atol=1e-5), name

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from bdaudit.defenses import sep
 from bdaudit.defenses.pl import PL
-from bdaudit.defenses.sep import SEP, guessed
+from bdaudit.defenses.sep import SEP
 from bdaudit.errors import MissingInput
 from bdaudit.flow.run import Run
 from bdaudit.flow.suspect import load
@@ -22,6 +22,7 @@ from bdaudit.training.loop import Recipe
 from bdaudit.training.metrics import accuracy, attack_rates, predict_logits
 from bdaudit.training.partition import partition
 from bdaudit.training.progress import progress_shown
+from benchmarks.ablation import VARIANTS
 
 TARGET = 0
 
@@ -43,7 +44,7 @@ def test_guessed_labels_are_the_best_class_other_than_the_target(suspect: Classi
     flagged = run.pool("flagged")
     logits = predict_logits(suspect, flagged.images)
     assert (logits.argmax(1) == TARGET).float().mean() > 0.9
-    labels = guessed(suspect, flagged, TARGET)
+    labels = SEP().guess(suspect, flagged, TARGET)
     assert (labels != TARGET).all()
     second = logits.topk(2).indices
     assert torch.equal(labels, torch.where(second[:, 0] == TARGET, second[:, 1], second[:, 0]))
@@ -148,3 +149,18 @@ def test_it_needs_the_target(suspect: Classifier, run: Run) -> None:
     given = {"model": suspect, "clean": run.pool("clean"), "malicious": run.pool("flagged"), "rng": generator(0)}
     with pytest.raises(MissingInput, match="sep needs target"):
         SEP().run(given)
+
+
+@pytest.mark.parametrize("name", [n for n in VARIANTS if n != "sep" and "depth" not in n])
+def test_each_ablation_differs_from_the_method(name: str, suspect: Classifier, run: Run) -> None:
+    """Every variant of benchmarks.ablation gives a model, and not the method's own; another depth may screen alike."""
+    given = contaminated(run)
+    quick = {"epochs": 1, "first_epochs": 1}
+    full, varied = (
+        defense.model_copy(update={k: v for k, v in quick.items() if getattr(defense, k)}).run(
+            {"model": suspect, **given, "rng": generator(0)}
+        )
+        for defense in (VARIANTS["sep"], VARIANTS[name])
+    )
+    assert not varied.training
+    assert any(not torch.equal(t, varied.state_dict()[k]) for k, t in full.state_dict().items())

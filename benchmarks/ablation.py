@@ -1,0 +1,86 @@
+"""Measure `sep` with each of its steps removed or replaced, on the pools of `benchmarks.defenses`.
+
+    python -m benchmarks.ablation RUN [RUN ...] --json FILE --clean 1000 --eps 0.1 --images 1000 --ra
+    python -m benchmarks.ablation --table FILE [FILE ...]
+
+What the names of the rows mean: `VARIANTS`. The screening by depth alone is `benchmarks.screening`.
+"""
+
+from __future__ import annotations
+
+import argparse
+
+import torch
+
+from bdaudit.defenses.base import Defense
+from bdaudit.defenses.fst import FST
+from bdaudit.defenses.sep import SEP
+from bdaudit.inputs.classifier import Classifier
+from bdaudit.inputs.pool import Pool
+from bdaudit.runtime import generator
+from bdaudit.training.loop import tune
+from bdaudit.training.path_aware import path_aware, weights_to_go_back_to
+from benchmarks.defenses import measure_all, with_pools
+
+
+class FirstByFST(SEP):
+    """FST makes the model that guesses labels."""
+
+    def first_pass(self, model: Classifier, clean: Pool, malicious: Pool, rng: torch.Generator) -> Classifier:
+        return FST(batch_size=self.batch_size).run({"model": model, "clean": clean, "rng": rng})
+
+
+class FirstPassAlone(SEP):
+    """Steps 3 and 4 removed: PL on the screened pools is the result."""
+
+    def last_pass(self, model: Classifier, first: Classifier, both: Pool, rng: torch.Generator) -> Classifier:
+        return first.eval()
+
+
+class FirstPassGoesOn(SEP):
+    """The first-pass model is tuned in step 4, and not the suspect."""
+
+    def last_pass(self, model: Classifier, first: Classifier, both: Pool, rng: torch.Generator) -> Classifier:
+        return super().last_pass(first, first, both, rng)
+
+
+class WrongLabels(SEP):
+    """Flagged images get any class other than t, drawn evenly: nine of ten are wrong."""
+
+    def guess(self, first: Classifier, malicious: Pool, target: int) -> torch.Tensor:
+        drawn = torch.randint(first.num_classes - 1, (len(malicious),), generator=generator(0))
+        return drawn + (drawn >= target)
+
+
+class PathAware(SEP):
+    """Step 4 is taken at a point on the way back to the suspect (PAM's step, rho .5)."""
+
+    def last_pass(self, model: Classifier, first: Classifier, both: Pool, rng: torch.Generator) -> Classifier:
+        loss = path_aware(weights_to_go_back_to(model), 0.5)
+        return tune(model, both, self.recipe(both), rng, loss=loss, what=self.name)
+
+
+VARIANTS: dict[str, Defense] = {
+    "sep": SEP(),
+    "sep without screening": SEP(screening=False),
+    "sep without the first pass": SEP(first_epochs=0),
+    "sep, first pass by FST": FirstByFST(),
+    "sep, wrong labels": WrongLabels(),
+    "sep without the last step": FirstPassAlone(),
+    "sep, first pass tuned on": FirstPassGoesOn(),
+    "sep, path-aware": PathAware(),
+    "sep depth=0.25": SEP(depth=0.25),
+    "sep depth=0.75": SEP(depth=0.75),
+}
+"""Rows by name; without the first pass the suspect guesses the labels itself."""
+
+
+def main() -> None:
+    """Measure what is missing, or print the table of what was measured."""
+    args = with_pools(argparse.ArgumentParser(description=__doc__.partition("\n")[0]))
+    if args:
+        measure_all(args, VARIANTS)
+
+
+if __name__ == "__main__":
+    main()
