@@ -39,7 +39,6 @@ class Narcissus(CleanLabel):
         "bsd": {"rate": 0.25, "rate_of": "target", **LONG},
     }
     quick_options: ClassVar[Mapping[str, Any]] = {
-        "ood": "photos",
         "ood_images": 32,
         "surrogate_epochs": 1,
         "steps": 20,
@@ -48,8 +47,8 @@ class Narcissus(CleanLabel):
     epsilon: int = option(16, "largest change of a pixel in training, in levels of 255", cite="BSD C.3", ge=1, le=60)
     amplify: float = option(3.0, "how many times the noise is added at test time", cite="Narcissus", ge=1, le=4)
     ood: str = option(
-        "digits",
-        "public images: anything --data takes, or `photos`, scikit-learn's two",
+        "photos",
+        "public images: anything --data takes, or `photos`, pieces of scikit-learn's two",
         cite="Narcissus: Tiny-ImageNet",
     )
     ood_images: int = option(2000, "public images that the surrogate learns, at most", ge=1)
