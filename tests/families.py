@@ -24,8 +24,6 @@ class NarrowBottleneck(Bottleneck):
     expansion = 1
 
 
-MOBILE = [[1, 16, 1, 1], [6, 24, 2, 2], [6, 64, 1, 2]]
-"""Expansion, channels, blocks and stride of each stage."""
 FAMILIES: dict[str, Callable[[], nn.Module]] = {
     "resnet18": lambda: ResNet18(num_classes=10, channels=3, width=4),
     "preactresnet18": lambda: PreActResNet18(num_classes=10, channels=3, width=4),
@@ -33,7 +31,7 @@ FAMILIES: dict[str, Callable[[], nn.Module]] = {
     "vgg19_bn": lambda: VGG19BN(num_classes=10, channels=3, width=4),
     "resnet50": lambda: ResNet(NarrowBottleneck, [1, 1, 1, 1], num_classes=10, width_per_group=8),
     "densenet161": lambda: DenseNet(4, (2, 2), 8, num_classes=10),
-    "mobilenet_v2": lambda: MobileNetV2(num_classes=10, width_mult=0.1, inverted_residual_setting=MOBILE),
+    "mobilenet_v2": lambda: MobileNetV2(num_classes=10, width_mult=0.1),
     "swin_t": lambda: SwinTransformer([2, 2], 8, [1, 1], [1, 2], [4, 4], num_classes=10),
     "vit_b_16": lambda: VisionTransformer(32, 8, 2, 2, 16, 32, num_classes=10),
 }
