@@ -45,7 +45,7 @@ class FirstPassGoesOn(SEP):
 
 
 class WrongLabels(SEP):
-    """Flagged images get any class other than t, drawn evenly: nine of ten are wrong."""
+    """Flagged images get any class other than t, drawn evenly: of ten classes, eight labels of nine are wrong."""
 
     def guess(self, first: Classifier, malicious: Pool, target: int) -> torch.Tensor:
         drawn = torch.randint(first.num_classes - 1, (len(malicious),), generator=generator(0))

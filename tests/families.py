@@ -36,6 +36,8 @@ FAMILIES: dict[str, Callable[[], nn.Module]] = {
     "vit_b_16": lambda: VisionTransformer(32, 8, 2, 2, 16, 32, num_classes=10),
 }
 
+TRANSFORMERS = ("swin_t", "vit_b_16")
+
 
 def member(family: str) -> Classifier:
     """An untrained one, in eval mode, whose logits depend on its features."""

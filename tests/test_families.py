@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from families import COLOUR, FAMILIES, member
+from families import COLOUR, FAMILIES, TRANSFORMERS, member
 
 from bdaudit import plugins
 from bdaudit.attacks.triggers import patch
@@ -48,7 +48,7 @@ def test_it_purifies_or_refuses(cls: type[Defense], family: str, monkeypatch: py
         "rng": generator(0),
     }
     defense = cls.parse({**cls.quick_options, **{k: v for k, v in SMALLER.items() if k in cls.model_fields}})
-    if family in ("swin_t", "vit_b_16") and cls.name in REFUSES:
+    if family in TRANSFORMERS and cls.name in REFUSES:
         monkeypatch.setattr(cls, "purify", lambda *args, **kwargs: pytest.fail("it went to work"))
         with pytest.raises(UsageError, match=REFUSES[cls.name].format(cls.name)):
             defense.run(inputs)

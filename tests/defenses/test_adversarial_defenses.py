@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from families import COLOUR, FAMILIES, member
+from families import COLOUR, FAMILIES, TRANSFORMERS, member
 from support import make_tiny
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -28,8 +28,6 @@ from bdaudit.training.metrics import Rate, accuracy, attack_rates, predict_logit
 from bdaudit.training.polarizer import Polarizer, places
 from bdaudit.training.progress import progress_shown
 from bdaudit.training.stages import find_stages
-
-TRANSFORMERS = ("swin_t", "vit_b_16")
 
 
 class TestNAD:

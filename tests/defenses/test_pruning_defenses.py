@@ -28,8 +28,6 @@ from bdaudit.training.loop import cross_entropy
 from bdaudit.training.masks import Masked, batchnorms
 from bdaudit.training.metrics import accuracy, attack_rates
 
-ALL: list[type[Defense]] = [FP, ANP, CLP, RNP, NFT]
-
 
 def test_the_refusal_comes_before_any_image_is_read() -> None:
     with pytest.raises(UsageError, match=r"anp masks .* has none; choose another defense"):

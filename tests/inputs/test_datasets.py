@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import pickle
+import re
 import struct
 from pathlib import Path
 
@@ -12,8 +13,9 @@ import pytest
 import torch
 from PIL import Image
 
+from bdaudit.cli.attack import command
 from bdaudit.errors import ImageError, UnusedFiles, UsageError
-from bdaudit.inputs.datasets import load_dataset
+from bdaudit.inputs.datasets import DATASETS, load_dataset
 from bdaudit.inputs.folders import write_folder
 from bdaudit.inputs.normalisation import NORMALISATIONS
 from bdaudit.inputs.pool import Pool
@@ -246,6 +248,12 @@ def test_what_is_wrong_with_a_copy_of_tiny_imagenet_is_said(tmp_path: Path) -> N
     (place / "val" / "val_annotations.txt").unlink()
     with pytest.raises(ImageError, match=r"val_annotations\.txt: cannot be read"):
         load_dataset("tiny-imagenet", root=tmp_path)
+
+
+def test_the_help_names_every_dataset() -> None:
+    """It is written out there, as help must not wait for what reads datasets."""
+    [data] = [p for p in command.params if p.name == "data"]
+    assert set(DATASETS) <= set(re.findall(r"[\w-]+", str(getattr(data, "help", ""))))
 
 
 def test_a_folder_is_a_dataset(tmp_path: Path, digits: Pool) -> None:

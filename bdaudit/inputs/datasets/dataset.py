@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from bdaudit.inputs.classifier import Preprocessing
+from bdaudit.inputs.listing import Listing
 from bdaudit.inputs.normalisation import usual_preprocessing
 from bdaudit.inputs.pool import Pool
 
@@ -32,3 +34,9 @@ def of_splits(
 ) -> Dataset:
     """Make a dataset whose name is also that of its usual normalisation."""
     return Dataset(name, train, test, classes, usual_preprocessing(train.shape, name), flip=flip, epochs=epochs)
+
+
+def by_class(folder: Path, *layouts: str) -> Listing:
+    """List the images below a folder that match a layout, such as `*/images/*.JPEG`; the first part names the class."""
+    files = sorted(path.relative_to(folder) for layout in layouts for path in folder.glob(layout))
+    return Listing(folder, folder, [str(f) for f in files], [f.parts[0] for f in files])

@@ -6,7 +6,7 @@ import csv
 from pathlib import Path
 
 from bdaudit.errors import ImageError, UsageError, one_line
-from bdaudit.inputs.datasets.dataset import Dataset, of_splits
+from bdaudit.inputs.datasets.dataset import Dataset, by_class, of_splits
 from bdaudit.inputs.listing import Listing
 
 SHAPE = (3, 32, 32)
@@ -40,8 +40,7 @@ def load(root: Path, download: bool) -> Dataset:
             "set BDAUDIT_DATA to the folder that holds it, or give --download"
         )
     folder = next(place / name for name in TRAIN if (place / name).is_dir())
-    files = sorted(path.relative_to(folder) for path in folder.glob("*/*.ppm"))
-    train = Listing(folder, folder, [str(f) for f in files], [f.parts[0] for f in files])
+    train = by_class(folder, "*/*.ppm")
     test = Listing(place / TEST, place / TEST)
     for name, label in _truth(place):
         test.paths.append(name)

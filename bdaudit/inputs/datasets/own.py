@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from bdaudit.errors import ImageError, one_line
-from bdaudit.inputs.classifier import Preprocessing
 from bdaudit.inputs.datasets.dataset import Dataset
+from bdaudit.inputs.normalisation import usual_preprocessing
 from bdaudit.inputs.pool import UNKNOWN
 from bdaudit.inputs.sources import open_source, source_path
 
@@ -27,9 +27,7 @@ def own_images(name: str) -> Dataset:
     if (train.labels == UNKNOWN).any():
         raise ImageError(f"{one_line(name, 160)}: {int((train.labels == UNKNOWN).sum())} images have no label")
     test = open_source(parts[1]).read(classes=classes, shape=shape) if split else None
-    c = shape[0]
-    # No published statistics: plain [0, 1] pixels, centred.
-    preprocessing = Preprocessing(channels=c, height=shape[1], width=shape[2], mean=(0.5,) * c, std=(0.5,) * c)
+    preprocessing = usual_preprocessing(shape, "[-1,1]")  # there are no published statistics
     kind = "folder:" if where.is_dir() else ""
     shown = tuple(one_line(n, 100) for n in classes)
     return Dataset(f"{kind}{one_line(where.resolve())}", train, test, shown, preprocessing)

@@ -6,11 +6,12 @@ from collections import Counter
 from pathlib import Path
 
 from bdaudit.errors import ImageError, UsageError, one_line
-from bdaudit.inputs.datasets.dataset import Dataset, of_splits
+from bdaudit.inputs.datasets.dataset import Dataset, by_class, of_splits
 from bdaudit.inputs.listing import Listing
 
 SHAPE = (3, 64, 64)
 FOLDER = "tiny-imagenet-200"
+LAYOUTS = ("*/images/*.JPEG", "*/*.JPEG")
 WHERE = "http://cs231n.stanford.edu/tiny-imagenet-200.zip"
 
 
@@ -27,17 +28,11 @@ def load(root: Path, download: bool) -> Dataset:
             f"tiny-imagenet: no {FOLDER}/train in {root}; {there_is_none}unpack {WHERE} there, "
             "or set BDAUDIT_DATA to the folder that holds it"
         )
-    train, test = _sorted_into_classes(place / "train"), place / "val"
-    validation = _annotated(test) if (test / "images").is_dir() else _sorted_into_classes(test)
+    train, test = by_class(place / "train", *LAYOUTS), place / "val"
+    validation = _annotated(test) if (test / "images").is_dir() else by_class(test, *LAYOUTS)
     wnids = train.classes()
     pools = [listing.read(classes=wnids, shape=SHAPE) for listing in (train, validation)]
     return of_splits("tiny-imagenet", pools[0], pools[1], _names(place / "words.txt", wnids), flip=True)
-
-
-def _sorted_into_classes(folder: Path) -> Listing:
-    """List CLASS/images/*.JPEG, or CLASS/*.JPEG."""
-    files = sorted(p.relative_to(folder) for layout in ("*/images/*.JPEG", "*/*.JPEG") for p in folder.glob(layout))
-    return Listing(folder, folder, [str(f) for f in files], [f.parts[0] for f in files])
 
 
 def _annotated(folder: Path) -> Listing:
