@@ -45,6 +45,7 @@ GOALS = {
     "bsd-adaptive": 60,
     "bpp": None,
     "trojannn": None,
+    "sep-adaptive": None,
 }
 """ASR in percent; none was set for what is not in the five papers."""
 

@@ -38,9 +38,15 @@ class AdversarialEmbedding(Attack):
             told = discriminator.loss(captured[-1].flatten(1), y >= classes)
             return F.cross_entropy(logits, y % classes) - self.strength * told
 
-        # b travels through the loop on the label: y + K b.
-        pool = poisoned.pool.labelled(poisoned.pool.labels + classes * poisoned.poisoned)
-        tune(fresh, pool, recipe, rng, loss=loss, after_step=discriminator.step, what=f"training ({self.name})")
+        tune(
+            fresh,
+            poisoned.marked(classes),
+            recipe,
+            rng,
+            loss=loss,
+            after_step=discriminator.step,
+            what=f"training ({self.name})",
+        )
         share, label = chances(poisoned)
         say(
             f"{self.name}: the discriminator's loss ends at {discriminator.recent:.3f}; a guess costs {share:.3f}, "

@@ -39,6 +39,10 @@ class Poisoned:
     cover: Tensor
     true_labels: Tensor
 
+    def marked(self, classes: int) -> Pool:
+        """Put b, whether a row is poisoned, on its label: y + K b, for a loss that has to know it."""
+        return self.pool.labelled(self.pool.labels + classes * self.poisoned)
+
 
 @dataclass(frozen=True)
 class Implanted:

@@ -74,37 +74,48 @@ def _claim(target: Path) -> tuple[Path, int]:
         place.mkdir(mode=0o700)
         try:
             lock = os.open(place / _LOCK, os.O_RDWR | os.O_CREAT, 0o600)
+        except FileNotFoundError:  # another run has already taken it for a leftover, and removed it
+            continue
+        try:
             with suppress(OSError):
                 fcntl.flock(lock, fcntl.LOCK_EX)
-            # Between making and locking it, another run may have taken it for a leftover.
-            if os.path.samestat(os.fstat(lock), (place / _LOCK).stat()):
+            if _is_at(lock, place / _LOCK):
                 return place, lock
-            os.close(lock)
-        except FileNotFoundError:
-            continue
         except BaseException:
+            os.close(lock)
             shutil.rmtree(place, ignore_errors=True)
             raise
+        os.close(lock)
+
+
+def _is_at(lock: int, path: Path | str, folder: int | None = None) -> bool:
+    """Whether a locked file still stands at its path: who waited for a lock may hold one that was removed meanwhile."""
+    try:
+        return os.path.samestat(os.fstat(lock), os.stat(path, dir_fd=folder, follow_symlinks=False))
+    except FileNotFoundError:
+        return False
 
 
 def _lock_dead(place: Path) -> int | None:
     """Lock the place of a run that has ended; None where it lives, or where that cannot be told."""
-    try:
+    with suppress(OSError):
         # Never through a link: this may be a stranger's folder.
         folder = os.open(place, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
         try:
-            flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK
-            lock = os.open(_LOCK, flags, 0o600, dir_fd=folder)
+            return _lock_in(folder)
         finally:
             os.close(folder)
-    except OSError:
-        return None
-    try:
+    return None
+
+
+def _lock_in(folder: int) -> int | None:
+    lock = os.open(_LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o600, dir_fd=folder)
+    with suppress(OSError):
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        os.close(lock)
-        return None
-    return lock
+        if _is_at(lock, _LOCK, folder):
+            return lock
+    os.close(lock)
+    return None
 
 
 def _remove(place: Path, lock: int) -> None:
@@ -117,7 +128,10 @@ def _remove(place: Path, lock: int) -> None:
                 shutil.rmtree(path, ignore_errors=True)
             else:
                 path.unlink()
-    os.close(lock)  # NFS keeps a removed file's name for as long as it is open
+    # Removed while it is held: a run that gets the lock later sees that it holds nothing. Closed before the folder
+    # goes, for NFS keeps a removed file's name for as long as it is open.
     with suppress(OSError):
         (place / _LOCK).unlink()
+    os.close(lock)
+    with suppress(OSError):
         place.rmdir()

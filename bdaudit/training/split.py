@@ -63,18 +63,11 @@ class Split:
 
     @torch.no_grad()
     def averages_of(self, images: Tensor, batch_size: int = 256) -> Tensor:
-        """Average g(x) over its places for all uint8 pixels (N, C, H, W), positive and negative parts apart: (N, 2 D).
-
-        The mean of a map that no ReLU has cut, such as a transformer's tokens, would cancel most of what is in it.
-        The model must be in eval mode; the result is on the CPU.
-        """
+        """Take the `averages` of g(x) for all uint8 pixels (N, C, H, W); in eval mode, the result is on the CPU."""
         found = []
         with Runtime.of(self.model.device).autocast():
             for x in torch.split(images, batch_size):
-                features = self.features(x.to(self.model.device))
-                places = _places(features)
-                halves = [features.clamp(min=0), features.clamp(max=0)]
-                found.append(torch.cat([h.mean(places) if places else h for h in halves], 1).cpu())
+                found.append(averages(self.features(x.to(self.model.device))).cpu())
                 scratch.release(images)
         return torch.cat(found)
 
@@ -155,6 +148,15 @@ def maps_of(model: Classifier, images: Tensor) -> tuple[dict[str, Map], Tensor]:
 def _is_map(module: nn.Module, out: object) -> bool:
     """Whether a module gave features of places, and does not pool them: what goes into the last pooling is wanted."""
     return isinstance(out, Tensor) and out.ndim > 2 and "Pool" not in type(module).__name__
+
+
+def averages(features: Tensor) -> Tensor:
+    """Average maps (N, ...) of D channels over their places, positive and negative parts apart: (N, 2 D).
+
+    The mean of a map that no ReLU has cut, such as a transformer's tokens, would cancel most of what is in it.
+    """
+    places = _places(features)
+    return torch.cat([h.mean(places) if places else h for h in (features.clamp(min=0), features.clamp(max=0))], 1)
 
 
 def _places(features: Tensor) -> tuple[int, ...]:

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from bdaudit.errors import OutputError
+from bdaudit.inputs import aside as places
 from bdaudit.inputs import files
 from bdaudit.inputs.aside import aside, is_living, is_partial, sweep
 from bdaudit.inputs.files import atomic_file, atomic_folder, check_writable, sha256
@@ -209,6 +210,7 @@ def test_sha256_is_the_usual_one(tmp_path):
 KILLED_AT_EVERY_STEP = """
 import os, signal, sys
 from pathlib import Path
+from bdaudit.inputs import aside as places
 from bdaudit.inputs import files
 from bdaudit.inputs.files import atomic_file, atomic_folder
 
@@ -357,6 +359,46 @@ def test_a_folder_in_which_another_run_writes_is_not_replaced(tmp_path):
     with atomic_folder(target) as partial:
         (partial / "x").touch()
     assert names(target) == ["x"]
+
+
+def test_who_waited_for_the_lock_of_a_removed_place_does_not_own_it(tmp_path, monkeypatch):
+    """A run that makes a place may lose it to a sweep: from the moment it gets the lock it must see that."""
+    place = tmp_path / ".out.partial-0123456789ab"
+    place.mkdir()
+    lock = places._lock_dead(place)
+    waiting = os.open(place / "lock", os.O_RDWR)
+    with pytest.raises(OSError):
+        fcntl.flock(waiting, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    owned, close = [], os.close
+
+    def close_and_look(handle):
+        close(handle)
+        fcntl.flock(waiting, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        owned.append(places._is_at(waiting, place / "lock"))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(places.os, "close", close_and_look)
+        places._remove(place, lock)
+    close(waiting)
+    assert owned == [False]
+    assert not place.exists()
+
+
+def test_a_sweep_that_comes_late_to_a_lock_leaves_the_place_to_its_new_owner(tmp_path, monkeypatch):
+    """Between opening the lock and getting it, another sweep removes it and a run makes it anew."""
+    place = tmp_path / ".out.partial-0123456789ab"
+    place.mkdir()
+    flock = fcntl.flock
+
+    def late(handle, how):
+        (place / "lock").unlink()
+        (place / "lock").touch()
+        flock(handle, how)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(places.fcntl, "flock", late)
+        assert places._lock_dead(place) is None
+    assert not is_living(place)
 
 
 def test_of_many_writers_of_one_target_the_last_wins_whole(tmp_path):
