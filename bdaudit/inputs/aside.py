@@ -73,19 +73,27 @@ def _claim(target: Path) -> tuple[Path, int]:
         place = target.with_name(_start(target) + secrets.token_hex(6))
         place.mkdir(mode=0o700)
         try:
-            lock = os.open(place / _LOCK, os.O_RDWR | os.O_CREAT, 0o600)
+            lock = _lock(place)
         except FileNotFoundError:  # another run has already taken it for a leftover, and removed it
             continue
-        try:
-            with suppress(OSError):
-                fcntl.flock(lock, fcntl.LOCK_EX)
-            if _is_at(lock, place / _LOCK):
-                return place, lock
         except BaseException:
-            os.close(lock)
             shutil.rmtree(place, ignore_errors=True)
             raise
+        if _is_at(lock, place / _LOCK):
+            return place, lock
         os.close(lock)
+
+
+def _lock(place: Path) -> int:
+    """Make the lock file and wait for it."""
+    lock = os.open(place / _LOCK, os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        with suppress(OSError):
+            fcntl.flock(lock, fcntl.LOCK_EX)
+    except BaseException:
+        os.close(lock)
+        raise
+    return lock
 
 
 def _is_at(lock: int, path: Path | str, folder: int | None = None) -> bool:
