@@ -17,10 +17,18 @@ from bdaudit.cli.common import (
     warn_broken,
 )
 
+RECOMMENDED = "sep"
+"""Where images are flagged: by docs/sep.md it withstands retuning as the oracle does, even if the pools are impure."""
+
 
 @click.command("purify", cls=Configured)
 @click.argument("model", type=click.Path(path_type=Path))
-@click.option("--defense", type=PluginName("defense"), required=True, help="Which defense to run.")
+@click.option(
+    "--defense",
+    type=PluginName("defense"),
+    required=True,
+    help="Which defense to run; with flagged images we recommend sep.",
+)
 @model_inputs
 @click.option("--out", type=click.Path(path_type=Path), help="Where to write.  [default: MODEL.purified.EXT]")
 @keeps_checkpoints
@@ -91,6 +99,10 @@ def command(
         api.save(suspect, purified.model, out, granted, chosen)
         for path in write_found(out, purified.found):
             say(f"also wrote {one_line(path)}")
+        if defense != RECOMMENDED and "malicious" in chosen.wants() and not chosen.oracle():
+            say(
+                f"with flagged images we recommend --defense {RECOMMENDED}, which retuning undoes more rarely (docs/sep.md)"
+            )
         say("low attack success proves little yet; to find out whether it is real:")
         say(f"  bdaudit audit {one_line(model)} --purified {one_line(out)}")
     if as_json:

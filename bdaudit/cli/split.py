@@ -65,7 +65,7 @@ def command(
 
     \b
     bdaudit split --train poisoned/ --by bsd --out pools/
-    bdaudit purify model.pt --defense pl --clean pools/clean --malicious pools/flagged
+    bdaudit purify model.pt --defense sep --clean pools/clean --malicious pools/flagged
     """
     from bdaudit import api
     from bdaudit.cli.tables import split_summary

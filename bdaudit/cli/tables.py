@@ -104,7 +104,7 @@ def split_summary(record: SplitRecord, model: Path | None, out: Path) -> str:
         )
         named = shlex.quote(str(model)) if model is not None else "SUSPECT_MODEL"
         lines[-1] += "; to purify with it:"
-        lines.append(f"bdaudit purify {named} --defense pl {pools} --target {record.target}")
+        lines.append(f"bdaudit purify {named} --defense sep {pools} --target {record.target}")
     return "\n".join(lines)
 
 
