@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Iterator
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,9 @@ def main() -> None:
     parser.add_argument("runs", nargs="+", type=Path)
     parser.add_argument("--eps", nargs="+", type=float, default=[0.0, 0.1, 0.2, 0.3])
     parser.add_argument("--flagged", nargs="+", type=int, default=[108, 25, 5])
-    parser.add_argument("--depth", nargs="+", type=float, default=[0.25, 0.75, 1.0], help="beside .5, at eps .1")
+    parser.add_argument(
+        "--depth", nargs="+", type=float, default=[0.25, 0.75, 1.0], help="beside .5; at eps .1, and innocent"
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
@@ -73,15 +76,15 @@ def innocent(run: Run, args: argparse.Namespace) -> Iterator[dict[str, Any]]:
         return
     model = api.load(run.reference_path).classifier
     clean, others = run.pool("clean"), run.pool("reserve").shuffled(generator(args.seed))
-    for target in range(len(run.record.classes)):
+    for depth, target in product([0.5, *args.depth], range(len(run.record.classes))):
         for count in args.flagged:
             flagged = others.take(others.labels == target).first(count)
-            found = screen(model, clean, flagged, target, generator(args.seed))
+            found = screen(model, clean, flagged, target, generator(args.seed), depth=depth)
             yield {
                 "run": f"{run.folder.name}, clean twin",
                 "eps": f"innocent, class {target}",
                 "flagged": count,
-                "depth": 0.5,
+                "depth": depth,
                 **told(found),
                 "clean_moved": f"{int(found.moved.sum())} of {int((clean.labels == target).sum())}",
                 "triggered_dropped": f"{int(found.dropped.sum())} of {count}",

@@ -1,0 +1,164 @@
+"""Write the tables of docs/sep.md from the committed results, each between two comments that name it.
+
+python -m benchmarks.sep_tables            # writes docs/sep.md
+python -m benchmarks.sep_tables --check    # exit code 1 if its tables are not what the results say
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import statistics
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from tabulate import tabulate
+
+from benchmarks import rows_of
+
+PAGE = Path(__file__).parent.parent / "docs" / "sep.md"
+RESULTS = Path(__file__).parent / "results"
+CLEAN = 1000
+"""Clean images in every table."""
+METRICS = ("c_acc", "o_asr", "p_asr")
+
+Row = dict[str, Any]
+
+
+def main() -> int:
+    """Write the tables, or compare them with the results."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--check", action="store_true")
+    text = PAGE.read_text()
+    new = filled(text, RESULTS)
+    if parser.parse_args().check:
+        return int(new != text)
+    PAGE.write_text(new)
+    return 0
+
+
+def filled(text: str, folder: Path) -> str:
+    """Replace what stands between `<!-- table: NAME -->` and `<!-- end -->`; every table must have its place."""
+    pools = [row for row in rows_of(*sorted(folder.glob("contaminated_*.json"))) if row["clean"] == CLEAN]
+    ablations = rows_of(*sorted(folder.glob("ablation_*.json")))
+    for name, table in TABLES.items():
+        body = table(ablations if name == "ablation" else pools)
+        text, count = re.subn(
+            rf"(<!-- table: {name} -->\n).*?(<!-- end -->)",
+            lambda m, b=body: f"{m[1]}{b}\n{m[2]}",
+            text,
+            flags=re.DOTALL,
+        )
+        if count != 1:
+            raise SystemExit(f"docs/sep.md has {count} places for the table {name}")
+    return text
+
+
+def contaminated(rows: list[Row]) -> str:
+    """One line an attack: the suspect, EP on pure pools, `sep` and `pl` by the share exchanged."""
+    columns = [("", 0.0), ("ep", 0.0), *(("sep", eps) for eps in (0.0, 0.1, 0.2, 0.3)), ("pl", 0.0), ("pl", 0.1)]
+    heads = ["suspect", "EP", "`sep`, 0", ".1", ".2", ".3", "`pl`, 0", ".1"]
+    lines = [
+        [f"{attack} ({seeds(rows, attack)})", *(cell(rows, attack, name, eps) for name, eps in columns)]
+        for attack in attacks(rows, "sep")
+    ]
+    return laid_out(lines, ["", *heads])
+
+
+def peers(rows: list[Row]) -> str:
+    """One line a defense, one column an attack that all of these were measured on, a tenth of both pools exchanged."""
+    names = ("sep", "pl", "ft", "fst", "d3", "bti-dbf", "pam")
+    there = [attack for attack in attacks(rows, "sep") if all(found(rows, attack, name, 0.1) for name in names)]
+    return laid_out([[f"`{n}`", *(cell(rows, a, n, 0.1) for a in there)] for n in names], ["", *there])
+
+
+def goals(rows: list[Row]) -> str:
+    """One line a goal of issue 10: how many attacks meet it, and by how much the others miss."""
+
+    def judged(name: str, most: float, of: Callable[[str], float | None]) -> list[str]:
+        values = {attack: value for attack in attacks(rows, "sep") if (value := of(attack)) is not None}
+        missed = [f"{attack} {100 * value:.1f}" for attack, value in values.items() if value > most]
+        return [name, f"{len(values) - len(missed)} of {len(values)}", ", ".join(missed)]
+
+    def o_asr(eps: float) -> Callable[[str], float | None]:
+        return lambda attack: mean(rows, attack, "sep", eps, "o_asr")
+
+    def above_ep(attack: str) -> float | None:
+        return difference(mean(rows, attack, "sep", 0.1, "p_asr"), mean(rows, attack, "ep", 0.0, "p_asr"))
+
+    def below_ft(attack: str) -> float | None:
+        return difference(mean(rows, attack, "ft", 0.1, "c_acc"), mean(rows, attack, "sep", 0.1, "c_acc"))
+
+    lines = [
+        judged("O-ASR at most 3% at eps .1", 0.03, o_asr(0.1)),
+        judged("O-ASR at most 5% at eps .2", 0.05, o_asr(0.2)),
+        judged("P-ASR at eps .1 at most 2 points above EP's on pure pools", 0.02, above_ep),
+        judged("C-ACC at eps .1 at most 2 points below FT's on the same pools", 0.02, below_ft),
+    ]
+    return laid_out(lines, ["goal", "met by", "missed by, with the figure"])
+
+
+def ablation(rows: list[Row]) -> str:
+    """One line a variant, one column a run."""
+    runs = list(dict.fromkeys(row["run"] for row in rows))
+    lines = [
+        [name, *(triple([r for r in rows if (r["run"], r["defense"]) == (run, name)]) for run in runs)]
+        for name in dict.fromkeys(row["defense"] for row in rows if row["defense"])
+    ]
+    return laid_out(lines, ["", *(run.rpartition("-")[0] for run in runs)])
+
+
+TABLES: dict[str, Callable[[list[Row]], str]] = {
+    "goals": goals,
+    "contaminated": contaminated,
+    "peers": peers,
+    "ablation": ablation,
+}
+
+
+def attacks(rows: list[Row], defense: str) -> Iterator[str]:
+    """Name the attacks that a defense was measured on, in the order of the results."""
+    yield from dict.fromkeys(row["attack"] for row in rows if row["defense"] == defense)
+
+
+def seeds(rows: list[Row], attack: str) -> str:
+    """Say how many victims there were."""
+    count = len({row["run"] for row in rows if row["attack"] == attack})
+    return f"{count} seed{'s' * (count > 1)}"
+
+
+def found(rows: list[Row], attack: str, name: str, eps: float) -> list[Row]:
+    """Take the rows of a defense on the pools of an attack."""
+    return [row for row in rows if (row["attack"], row["defense"], row["eps"]) == (attack, name, eps)]
+
+
+def mean(rows: list[Row], attack: str, name: str, eps: float, metric: str) -> float | None:
+    """Average a metric over them; None where there are none."""
+    values = [row[metric] for row in found(rows, attack, name, eps)]
+    return statistics.fmean(values) if values else None
+
+
+def difference(a: float | None, b: float | None) -> float | None:
+    """Take a - b where both are known."""
+    return None if a is None or b is None else a - b
+
+
+def cell(rows: list[Row], attack: str, name: str, eps: float) -> str:
+    """Write their `triple`."""
+    return triple(found(rows, attack, name, eps))
+
+
+def triple(rows: list[Row]) -> str:
+    """Write C-ACC, O-ASR and P-ASR in percent, means over the rows; '' for none."""
+    return ", ".join(f"{100 * statistics.fmean(row[m] for row in rows):.1f}" for m in METRICS) if rows else ""
+
+
+def laid_out(lines: list[list[str]], heads: list[str]) -> str:
+    """Lay out a table in Markdown."""
+    return str(tabulate(lines, heads, tablefmt="github", disable_numparse=True))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
