@@ -21,6 +21,7 @@ from tabulate import tabulate
 from bdaudit import api
 from bdaudit.flow.contamination import Contamination, defender_pools
 from bdaudit.flow.run import Run, open_run
+from bdaudit.inputs.pool import Pool
 from bdaudit.runtime import generator
 from bdaudit.training.screening import Screening, screen
 
@@ -75,10 +76,10 @@ def innocent(run: Run, args: argparse.Namespace) -> Iterator[dict[str, Any]]:
     if run.reference_path is None:
         return
     model = api.load(run.reference_path).classifier
-    clean, others = run.pool("clean"), run.pool("reserve").shuffled(generator(args.seed))
+    clean = run.pool("clean")
     for depth, target in product([0.5, *args.depth], range(len(run.record.classes))):
         for count in args.flagged:
-            flagged = others.take(others.labels == target).first(count)
+            flagged = innocents(run, target, count, args.seed)
             found = screen(model, clean, flagged, target, generator(args.seed), depth=depth)
             yield {
                 "run": f"{run.folder.name}, clean twin",
@@ -89,6 +90,12 @@ def innocent(run: Run, args: argparse.Namespace) -> Iterator[dict[str, Any]]:
                 "clean_moved": f"{int(found.moved.sum())} of {int((clean.labels == target).sum())}",
                 "triggered_dropped": f"{int(found.dropped.sum())} of {count}",
             }
+
+
+def innocents(run: Run, target: int, count: int, seed: int) -> Pool:
+    """Draw clean images of one class, which no model was trained on."""
+    others = run.pool("reserve").shuffled(generator(seed))
+    return others.take(others.labels == target).first(count)
 
 
 def told(found: Screening) -> dict[str, Any]:
