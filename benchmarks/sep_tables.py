@@ -20,8 +20,8 @@ from benchmarks import rows_of
 
 PAGE = Path(__file__).parent.parent / "docs" / "sep.md"
 RESULTS = Path(__file__).parent / "results"
-CLEAN = 1000
-"""Clean images in every table."""
+CLEAN, FLAGGED = 1000, 108
+"""Images in every table but those of few flagged ones."""
 METRICS = ("c_acc", "o_asr", "p_asr")
 
 Row = dict[str, Any]
@@ -41,10 +41,15 @@ def main() -> int:
 
 def filled(text: str, folder: Path) -> str:
     """Replace what stands between `<!-- table: NAME -->` and `<!-- end -->`; every table must have its place."""
-    pools = [row for row in rows_of(*sorted(folder.glob("contaminated_*.json"))) if row["clean"] == CLEAN]
-    ablations = rows_of(*sorted(folder.glob("ablation_*.json")))
+    measured = rows_of(*sorted(folder.glob("contaminated_*.json")))
+    rows = {
+        "few": [row for row in measured if row["flagged"] < FLAGGED],
+        "ablation": rows_of(*sorted(folder.glob("ablation_*.json"))),
+        "innocent": rows_of(*sorted(folder.glob("innocent_*.json"))),
+    }
+    usual = [row for row in measured if (row["clean"], row["flagged"]) == (CLEAN, FLAGGED)]
     for name, table in TABLES.items():
-        body = table(ablations if name == "ablation" else pools)
+        body = table(rows.get(name, usual))
         text, count = re.subn(
             rf"(<!-- table: {name} -->\n).*?(<!-- end -->)",
             lambda m, b=body: f"{m[1]}{b}\n{m[2]}",
@@ -110,11 +115,30 @@ def ablation(rows: list[Row]) -> str:
     return laid_out(lines, ["", *(run.rpartition("-")[0] for run in runs)])
 
 
+def few(rows: list[Row]) -> str:
+    """One line an attack and size of the pools; EP's is pure, of the same size."""
+    places = dict.fromkeys((row["attack"], row["clean"], row["flagged"]) for row in rows)
+    lines = []
+    for attack, clean, flagged in places:
+        there = [row for row in rows if (row["clean"], row["flagged"]) == (clean, flagged)]
+        lines.append([attack, clean, flagged, cell(there, attack, "sep", 0.1), cell(there, attack, "ep", 0.0)])
+    return laid_out(lines, ["", "clean", "flagged", "`sep`, eps .1", "EP"])
+
+
+def innocent(rows: list[Row]) -> str:
+    """One line a class and number of innocent images flagged: C-ACC before and after, and that of the class."""
+    keys = ("c_acc_before", "c_acc_after", "of_class_before", "of_class_after")
+    lines = [[row["flagged"], row["class"], *(f"{100 * row[key]:.1f}" for key in keys)] for row in rows]
+    return laid_out(lines, ["flagged", "of class", "C-ACC", "after `sep`", "of the class", "after `sep`"])
+
+
 TABLES: dict[str, Callable[[list[Row]], str]] = {
     "goals": goals,
     "contaminated": contaminated,
     "peers": peers,
     "ablation": ablation,
+    "few": few,
+    "innocent": innocent,
 }
 
 
