@@ -92,10 +92,25 @@ def _(results: Results) -> Iterator[Part]:
     "with both pools contaminated at .1 PL leaves 1.0% at C-ACC 66 (here: at most 5%)",
     cause="Triggered images with the target's label among the clean ones pull against the ascent; screening them out first "
     "(`sep`, docs/sep.md) leaves less than 2%",
-    missing="The panels with one pool contaminated, and FT, FT-SAM and FST beside PL",
+    missing="The panels with one pool contaminated",
 )
 def _(results: Results) -> Iterator[Part]:
     yield from bounded(results, ("pl",), 0.05, eps=0.1)
+
+
+@claim(
+    "PL T2c",
+    "clean-only methods stay poisoned there: FT leaves 62%, FST 52 (here: at least 30, and more than PL)",
+    missing="FT-SAM and I-BAU on contaminated pools",
+)
+def _(results: Results) -> Iterator[Part]:
+    for attack in ATTACKS:
+        ours = results.after(attack, "pl", "o_asr", 0.1)
+        for name in ("ft", "fst"):
+            other = results.after(attack, name, "o_asr", 0.1)
+            if ours and other:
+                text = f"{name} on {attack}: {other}, pl {100 * ours.mean:.1f}"
+                yield Part(text, other.mean >= max(0.3, ours.mean))
 
 
 @claim("SS T3", "ANP, I-BAU, FT-SAM, FST and BTI-DBF all leave less than 6% O-ASR", cause=GREY)
