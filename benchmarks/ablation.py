@@ -60,12 +60,42 @@ class PathAware(SEP):
         return tune(model, both, self.recipe(both), rng, loss=loss, what=self.name)
 
 
+class AnythingElse(SEP):
+    """No label is guessed: step 4 lowers the probability of t alone for flagged images."""
+
+    def guess(self, first: Classifier, malicious: Pool, target: int) -> torch.Tensor:
+        return torch.full((len(malicious),), first.num_classes + target)
+
+    def last_pass(self, model: Classifier, first: Classifier, both: Pool, rng: torch.Generator) -> Classifier:
+        return tune(model, both, self.recipe(both), rng, loss=or_anything_else, what=self.name)
+
+
+class GuessedByThat(SEP):
+    """The model of `AnythingElse`'s step 4 guesses the labels, in place of PL's."""
+
+    def first_pass(self, model: Classifier, clean: Pool, malicious: Pool, rng: torch.Generator) -> Classifier:
+        both = Pool.concat([clean, malicious.labelled(malicious.labels + model.num_classes)])
+        return tune(model, both, self.recipe(both), rng, loss=or_anything_else, what=f"{self.name}: first pass")
+
+
+def or_anything_else(model: Classifier, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    """Cross-entropy with label y < K; for y = K + t, -log(1 - p_t): any class but t."""
+    logits = model(x).float()
+    free = y >= model.num_classes
+    chosen = logits.gather(1, (y % model.num_classes)[:, None])[:, 0]
+    rest = logits.scatter(1, (y % model.num_classes)[:, None], -torch.inf).logsumexp(1)
+    every = logits.logsumexp(1)
+    return (every - torch.where(free, rest, chosen)).mean()
+
+
 VARIANTS: dict[str, Defense] = {
     "sep": SEP(),
     "sep without screening": SEP(screening=False),
     "sep without the first pass": SEP(first_epochs=0),
     "sep, first pass by FST": FirstByFST(),
     "sep, wrong labels": WrongLabels(),
+    "sep, no labels": AnythingElse(),
+    "sep, labels by the model of no labels": GuessedByThat(),
     "sep without the last step": FirstPassAlone(),
     "sep, first pass tuned on": FirstPassGoesOn(),
     "sep, path-aware": PathAware(),

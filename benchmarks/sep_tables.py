@@ -115,6 +115,17 @@ def ablation(rows: list[Row]) -> str:
     return laid_out(lines, ["", *(run.rpartition("-")[0] for run in runs)])
 
 
+def robust(rows: list[Row]) -> str:
+    """One line an attack: the robust accuracy of the suspect, after EP on pure pools, and after `sep`."""
+    columns = [("", 0.0), ("ep", 0.0), ("sep", 0.1)]
+    lines = []
+    for attack in attacks(rows, "sep"):
+        values = [mean(rows, attack, name, eps, "robust_acc") for name, eps in columns]
+        if all(value is not None for value in values):
+            lines.append([attack, *(f"{100 * value:.1f}" for value in values if value is not None)])
+    return laid_out(lines, ["", "suspect", "EP", "`sep`, eps .1"])
+
+
 def few(rows: list[Row]) -> str:
     """One line an attack and size of the pools; EP's is pure, of the same size."""
     places = dict.fromkeys((row["attack"], row["clean"], row["flagged"]) for row in rows)
@@ -137,6 +148,7 @@ TABLES: dict[str, Callable[[list[Row]], str]] = {
     "contaminated": contaminated,
     "peers": peers,
     "ablation": ablation,
+    "robust": robust,
     "few": few,
     "innocent": innocent,
 }
@@ -160,7 +172,7 @@ def found(rows: list[Row], attack: str, name: str, eps: float) -> list[Row]:
 
 def mean(rows: list[Row], attack: str, name: str, eps: float, metric: str) -> float | None:
     """Average a metric over them; None where there are none."""
-    values = [row[metric] for row in found(rows, attack, name, eps)]
+    values = [row[metric] for row in found(rows, attack, name, eps) if metric in row]
     return statistics.fmean(values) if values else None
 
 
