@@ -115,6 +115,14 @@ def ablation(rows: list[Row]) -> str:
     return laid_out(lines, ["", *(run.rpartition("-")[0] for run in runs)])
 
 
+def adaptive(rows: list[Row]) -> str:
+    """One line a defense against the attacker who knows the screening."""
+    there = [row for row in rows if row["attack"] == "sep-adaptive"]
+    keys = dict.fromkeys((row["defense"], row["eps"]) for row in there)
+    lines = [[name or "suspect", eps if name else "", cell(there, "sep-adaptive", name, eps)] for name, eps in keys]
+    return laid_out(lines, ["", "eps", "C-ACC, O-ASR, P-ASR"])
+
+
 def robust(rows: list[Row]) -> str:
     """One line an attack: the robust accuracy of the suspect, after EP on pure pools, and after `sep`."""
     columns = [("", 0.0), ("ep", 0.0), ("sep", 0.1)]
@@ -148,6 +156,7 @@ TABLES: dict[str, Callable[[list[Row]], str]] = {
     "contaminated": contaminated,
     "peers": peers,
     "ablation": ablation,
+    "adaptive": adaptive,
     "robust": robust,
     "few": few,
     "innocent": innocent,

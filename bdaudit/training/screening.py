@@ -20,6 +20,9 @@ APART = 0.6
 PLAIN, PLAIN_SHARE = 0.05, 0.1
 """A score that looks plainly benign, and the share of benign rows labelled t that must have one."""
 
+FEW = 100
+"""Flagged rows below which innocent ones of class t were taken for triggered: 2 of 20 times with 50, 5 with 25."""
+
 
 @dataclass(frozen=True)
 class Screening:
@@ -57,6 +60,11 @@ class Screening:
             f"the two pools can be told apart ({told}): {int(self.moved.sum())} of {len(self.moved)} benign images look "
             f"flagged and were moved, {int(self.dropped.sum())} of {len(self.dropped)} flagged images look benign and "
             "were dropped"
+            + (
+                f"; with fewer than {FEW} flagged images, innocent ones of class {self.target} may look the same"
+                if len(self.flagged) < FEW
+                else ""
+            )
         )
 
 
