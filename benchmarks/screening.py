@@ -33,7 +33,7 @@ def main() -> None:
     parser.add_argument("--eps", nargs="+", type=float, default=[0.0, 0.1, 0.2, 0.3])
     parser.add_argument("--flagged", nargs="+", type=int, default=[108, 25, 5])
     parser.add_argument(
-        "--depth", nargs="+", type=float, default=[0.25, 0.75, 1.0], help="beside .5; at eps .1, and innocent"
+        "--depth", nargs="*", type=float, default=[0.25, 0.75, 1.0], help="beside .5; at eps .1, and innocent"
     )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path)
