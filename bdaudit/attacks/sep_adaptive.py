@@ -1,6 +1,7 @@
 """SEP-adaptive: a patch whose images look clean where `sep` screens them."""
 
 from collections.abc import Iterable
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -25,14 +26,11 @@ class SEPAdaptive(Attack):
 
     name = "sep-adaptive"
 
+    label: Literal["all2one"] = option("all2one", "one target class, as `sep` takes")
     strength: float = option(1.0, "lambda, weight of the distance between the means", ge=0)
     depth: float = option(0.5, "how far up the network", cite="docs/sep.md", gt=0, le=1)
     size: int = option(3, "side of the checkerboard in pixels", ge=1)
     corner: Corner = option("lower-right", "where the checkerboard goes")
-
-    @classmethod
-    def inapplicable(cls) -> set[str]:
-        return super().inapplicable() | {"label"}  # `sep` takes one target
 
     def make_trigger(self, shape: tuple[int, int, int]) -> BlendTrigger:
         return in_corner(shape, tile("checkerboard", self.size), self.corner)

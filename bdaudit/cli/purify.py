@@ -18,7 +18,7 @@ from bdaudit.cli.common import (
 )
 
 RECOMMENDED = "sep"
-"""Where images are flagged: by docs/sep.md it withstands retuning as the oracle does, even if the pools are impure."""
+"""Where images are flagged: by docs/sep.md it withstands retuning nearly as the oracle does, on impure pools too."""
 
 
 @click.command("purify", cls=Configured)
