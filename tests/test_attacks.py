@@ -72,7 +72,7 @@ class TestEveryAttack:
         assert (rows & own).any()
 
     def test_all2all_moves_every_label_by_one(self, cls: type[Attack], digits: Pool) -> None:
-        if cls.clean_label:
+        if cls.clean_label or cls.name == "sep-adaptive":  # whose defense takes one target
             with pytest.raises(OptionError, match="label: input should be 'all2one'"):
                 quick(cls, label="all2all")
             return

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import pytest
 import torch
 from support import asr, make_tiny
 from torch.nn import functional as F
 
 from bdaudit.attacks.sep_adaptive import SEPAdaptive, distance
-from bdaudit.errors import UsageError
 from bdaudit.inputs.pool import Pool
 from bdaudit.runtime import generator
 from bdaudit.training.loop import Recipe
@@ -49,11 +47,6 @@ def test_one_step_descends_the_cross_entropy_and_lambda_times_the_distance(digit
         assert before.grad is not None
         # In bf16 where the processor has it.
         assert (after - before + 0.5 * before.grad).norm() < 0.03 * (0.5 * before.grad).norm()
-
-
-def test_it_has_one_target() -> None:
-    with pytest.raises(UsageError, match="all2one"):
-        SEPAdaptive.parse({"label": "all2all"})
 
 
 def test_it_makes_the_screening_doubt_itself_and_keeps_the_backdoor(digits: Pool) -> None:
