@@ -20,10 +20,9 @@ from tabulate import tabulate
 
 from bdaudit import api, plugins
 from bdaudit.defenses.base import Defense
-from bdaudit.flow.contamination import Contamination, defender_pools
 from bdaudit.flow.run import Run, open_run
-from bdaudit.runtime import generator
 from benchmarks import named
+from benchmarks.defenses import given
 
 
 def main() -> None:
@@ -69,9 +68,7 @@ def main() -> None:
 def timed(run: Run, defense: Defense, clean: int) -> dict[str, Any]:
     """Run a defense once; count the images that pass the head with a gradient, and take the time."""
     model = api.load(run.model_path).classifier
-    pools = defender_pools(run, Contamination(0, 0), 0, budget=clean, flagged=108)
-    known = dict(zip(("clean", "malicious"), pools, strict=True))
-    known |= {"model": model, "target": run.goal.target, "trigger": run.trigger, "rng": generator(0)}
+    known = given(run, clean, eps=0.0, flagged=108, seed=0)
     images = 0
 
     def seen(_: object, args: tuple[torch.Tensor, ...]) -> None:
@@ -80,7 +77,7 @@ def timed(run: Run, defense: Defense, clean: int) -> dict[str, Any]:
 
     hook = model.head.register_forward_pre_hook(seen)
     start = time.perf_counter()
-    defense.run(known)
+    defense.run({"model": model, **known})
     seconds = time.perf_counter() - start
     hook.remove()
     return {"images": images, "seconds": seconds}

@@ -90,9 +90,7 @@ def measured(run: Run, defense: Defense | None, clean: int, eps: float, args: ar
     """Purify a run's model by one defense, or none, and measure what comes out."""
     model, seconds = api.load(run.model_path).classifier, 0.0
     if defense is not None:
-        pools = defender_pools(run, Contamination(eps, eps), args.seed, budget=clean, flagged=args.flagged)
-        known = dict(zip(("clean", "malicious"), pools, strict=True))
-        known |= {"target": run.goal.target, "trigger": run.trigger, "rng": generator(args.seed)}
+        known = given(run, clean, eps, args.flagged, args.seed)
         start = time.perf_counter()
         with progress_shown():
             model = defense.run({"model": model, **known})
@@ -104,6 +102,13 @@ def measured(run: Run, defense: Defense | None, clean: int, eps: float, args: ar
         **({"ra": poisoned} if args.ra else {}),
         **measure(run, model, retune=args.ra, poisoned=poisoned, images=args.images),
     }
+
+
+def given(run: Run, clean: int, eps: float, flagged: int, seed: int) -> dict[str, Any]:
+    """What a defense may ask for beside the model: pools of these sizes, the target, the trigger, a generator."""
+    pools = defender_pools(run, Contamination(eps, eps), seed, budget=clean, flagged=flagged)
+    known = dict(zip(("clean", "malicious"), pools, strict=True))
+    return known | {"target": run.goal.target, "trigger": run.trigger, "rng": generator(seed)}
 
 
 def table(rows: list[dict[str, Any]]) -> str:

@@ -46,8 +46,8 @@ def main() -> None:
         figures = {"c_acc": test, "of_class": test.take(test.labels == target)}
         rows.add(
             at
-            | {f"{name}_before": accuracy(twin, pool).value for name, pool in figures.items()}
-            | {f"{name}_after": accuracy(tuned, pool).value for name, pool in figures.items()}
+            | {f"{figure}_before": accuracy(twin, pool).value for figure, pool in figures.items()}
+            | {f"{figure}_after": accuracy(tuned, pool).value for figure, pool in figures.items()}
         )
 
 

@@ -1,16 +1,15 @@
 """Measure the screening alone: what it moves and drops, by contamination, by how many are flagged, and by depth.
 
-    python -m benchmarks.screening RUN [RUN ...] [--json FILE]
+    python -m benchmarks.screening RUN [RUN ...] --json FILE
 
 No model is trained. Where a run has a clean twin, that is screened as well with innocent images of each class in turn
-taken for flagged: whatever it moves then is a mistake.
+taken for flagged: whatever it moves then is a mistake. Rows that FILE holds, of this seed or another, are not measured
+again.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-from collections.abc import Iterator
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,7 @@ from bdaudit.flow.run import Run, open_run
 from bdaudit.inputs.pool import Pool
 from bdaudit.runtime import generator
 from bdaudit.training.screening import Screening, screen
+from benchmarks import Rows
 
 
 def main() -> None:
@@ -36,60 +36,56 @@ def main() -> None:
         "--depth", nargs="*", type=float, default=[0.25, 0.75, 1.0], help="beside .5; at eps .1, and innocent"
     )
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("--json", type=Path, required=True)
     args = parser.parse_args()
-    rows: list[dict[str, Any]] = []
+    rows = Rows(args.json)
     for run in map(open_run, args.runs):
-        for row in (*backdoored(run, args), *innocent(run, args)):
-            rows.append(row)
-            print(row, flush=True)
-            if args.json:
-                args.json.write_text(json.dumps(rows, indent=1) + "\n")
-    print(tabulate(rows, headers="keys", floatfmt=".3f"))
+        backdoored(run, args, rows)
+        innocent(run, args, rows)
+    print(tabulate(rows.rows, headers="keys", floatfmt=".3f"))
 
 
-def backdoored(run: Run, args: argparse.Namespace) -> Iterator[dict[str, Any]]:
+def backdoored(run: Run, args: argparse.Namespace, rows: Rows) -> None:
     """Screen contaminated pools of the run, and count what each row truly is."""
     model, target = api.load(run.model_path).classifier, run.goal.target
     assert target is not None
     settings = [(eps, count, 0.5) for eps in args.eps for count in args.flagged]
     for eps, count, depth in [*settings, *((0.1, max(args.flagged), depth) for depth in args.depth)]:
+        at = {"run": run.folder.name, "eps": eps, "flagged": count, "depth": depth, "seed": args.seed}
+        if rows.holds(at):
+            continue
         clean, flagged = defender_pools(run, Contamination(eps, eps), args.seed, flagged=count)
         found = screen(model, clean, flagged, target, generator(args.seed), depth=depth)
         triggered = torch.arange(len(clean)) >= len(clean) - round(eps * len(clean))
         pure = torch.arange(count) < count - round(eps * count)
-        yield {
-            "run": run.folder.name,
-            "eps": eps,
-            "flagged": count,
-            "depth": depth,
-            **told(found),
+        counts = {
             "triggered_left": f"{int((triggered & ~found.moved).sum())} of {int(triggered.sum())}",
             "clean_moved": f"{int((~triggered & found.moved).sum())} of {int((~triggered & (clean.labels == target)).sum())}",
             "clean_left_flagged": f"{int((~pure & ~found.dropped).sum())} of {int((~pure).sum())}",
             "triggered_dropped": f"{int((pure & found.dropped).sum())} of {int(pure.sum())}",
         }
+        rows.add(at | told(found) | counts)
 
 
-def innocent(run: Run, args: argparse.Namespace) -> Iterator[dict[str, Any]]:
+def innocent(run: Run, args: argparse.Namespace, rows: Rows) -> None:
     """Screen the clean twin with clean images of one class taken for flagged."""
     if run.reference_path is None:
         return
     model = api.load(run.reference_path).classifier
     clean = run.pool("clean")
-    for depth, target in product([0.5, *args.depth], range(len(run.record.classes))):
-        for count in args.flagged:
-            flagged = innocents(run, target, count, args.seed)
-            found = screen(model, clean, flagged, target, generator(args.seed), depth=depth)
-            yield {
-                "run": f"{run.folder.name}, clean twin",
-                "eps": f"innocent, class {target}",
-                "flagged": count,
-                "depth": depth,
-                **told(found),
-                "clean_moved": f"{int(found.moved.sum())} of {int((clean.labels == target).sum())}",
-                "triggered_dropped": f"{int(found.dropped.sum())} of {count}",
-            }
+    for depth, target, count in product([0.5, *args.depth], range(len(run.record.classes)), args.flagged):
+        at = {"run": f"{run.folder.name}, clean twin", "eps": f"innocent, class {target}"}
+        at |= {"flagged": count, "depth": depth, "seed": args.seed}
+        if rows.holds(at):
+            continue
+        found = screen(
+            model, clean, innocents(run, target, count, args.seed), target, generator(args.seed), depth=depth
+        )
+        counts = {
+            "clean_moved": f"{int(found.moved.sum())} of {int((clean.labels == target).sum())}",
+            "triggered_dropped": f"{int(found.dropped.sum())} of {count}",
+        }
+        rows.add(at | told(found) | counts)
 
 
 def innocents(run: Run, target: int, count: int, seed: int) -> Pool:

@@ -147,7 +147,11 @@ def few(rows: list[Row]) -> str:
 def innocent(rows: list[Row]) -> str:
     """One line a class and number of innocent images flagged: C-ACC before and after, and that of the class."""
     keys = ("c_acc_before", "c_acc_after", "of_class_before", "of_class_after")
-    lines = [[row["flagged"], row["class"], *(f"{100 * row[key]:.1f}" for key in keys)] for row in rows]
+    lines = [
+        [row["flagged"], row["class"], *(f"{100 * row[key]:.1f}" for key in keys)]
+        for row in rows
+        if row["defense"] == "sep"
+    ]
     return laid_out(lines, ["flagged", "of class", "C-ACC", "after `sep`", "of the class", "after `sep`"])
 
 

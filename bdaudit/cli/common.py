@@ -13,6 +13,9 @@ from bdaudit.errors import InputError, UsageError, did_you_mean, one_line
 F = TypeVar("F", bound=Callable[..., Any])
 
 CONFIG = "bdaudit.toml"
+RECOMMENDED = "sep"
+"""The defense where images are flagged: by docs/sep.md it withstands retuning nearly as the oracle does."""
+
 # A file beside a suspect model came with the model: it may suggest numbers and names, but never decide where is
 # read from or written to, nor how an audit or a screening is made.
 PATH_OPTIONS = frozenset(

@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from bdaudit.cli.common import (
+    RECOMMENDED,
     Configured,
     PluginName,
     check_options,
@@ -17,9 +18,6 @@ from bdaudit.cli.common import (
     warn_broken,
 )
 
-RECOMMENDED = "sep"
-"""Where images are flagged: by docs/sep.md it withstands retuning nearly as the oracle does, on impure pools too."""
-
 
 @click.command("purify", cls=Configured)
 @click.argument("model", type=click.Path(path_type=Path))
@@ -27,7 +25,7 @@ RECOMMENDED = "sep"
     "--defense",
     type=PluginName("defense"),
     required=True,
-    help="Which defense to run; with flagged images we recommend sep.",
+    help=f"Which defense to run; with flagged images we recommend {RECOMMENDED}.",
 )
 @model_inputs
 @click.option("--out", type=click.Path(path_type=Path), help="Where to write.  [default: MODEL.purified.EXT]")

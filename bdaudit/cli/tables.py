@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from tabulate import tabulate
 
+from bdaudit.cli.common import RECOMMENDED
 from bdaudit.errors import one_line
 from bdaudit.report.statistics import wilson
 from bdaudit.report.verdict import percent
@@ -77,7 +78,7 @@ def screen_summary(record: ScreenRecord, model: Path, out: Path) -> str:
             record.statement,
             tabulate(rows, headers=["", "given", "", "written"], tablefmt="simple"),
             f"written to {out} (scores: {out / 'scores.svg'}, {out / 'screen.csv'}); to purify with it:",
-            f"bdaudit purify {shlex.quote(str(model))} --defense sep {pools} --target {record.target}",
+            f"bdaudit purify {shlex.quote(str(model))} --defense {RECOMMENDED} {pools} --target {record.target}",
         ]
     )
 
@@ -104,7 +105,7 @@ def split_summary(record: SplitRecord, model: Path | None, out: Path) -> str:
         )
         named = shlex.quote(str(model)) if model is not None else "SUSPECT_MODEL"
         lines[-1] += "; to purify with it:"
-        lines.append(f"bdaudit purify {named} --defense sep {pools} --target {record.target}")
+        lines.append(f"bdaudit purify {named} --defense {RECOMMENDED} {pools} --target {record.target}")
     return "\n".join(lines)
 
 

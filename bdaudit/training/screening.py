@@ -56,15 +56,11 @@ class Screening:
         told = f"AUC {value:.3f} [{low:.3f}, {high:.3f}], cross-validated, features after {self.at or 'all layers'}"
         if self.doubt:
             return f"the two pools cannot be told apart, so nothing was moved or dropped: {self.doubt} ({told})"
+        few = f"; with fewer than {FEW} flagged images, innocent ones of class {self.target} may look the same"
         return (
             f"the two pools can be told apart ({told}): {int(self.moved.sum())} of {len(self.moved)} benign images look "
             f"flagged and were moved, {int(self.dropped.sum())} of {len(self.dropped)} flagged images look benign and "
-            "were dropped"
-            + (
-                f"; with fewer than {FEW} flagged images, innocent ones of class {self.target} may look the same"
-                if len(self.flagged) < FEW
-                else ""
-            )
+            "were dropped" + few * (len(self.flagged) < FEW)
         )
 
 

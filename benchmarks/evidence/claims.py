@@ -6,7 +6,18 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from benchmarks import spread
-from benchmarks.evidence.results import ATTACKS, Claim, Part, Results, bounded, costing, monotone, ordered, reactivated
+from benchmarks.evidence.results import (
+    ATTACKS,
+    Claim,
+    Part,
+    Results,
+    below,
+    bounded,
+    costing,
+    monotone,
+    ordered,
+    reactivated,
+)
 
 CLAIMS: list[Claim] = []
 
@@ -59,12 +70,7 @@ def _(results: Results) -> Iterator[Part]:
     missing="The paper's half of the others' clean data was not given to PL alone: all had the same",
 )
 def _(results: Results) -> Iterator[Part]:
-    for attack in ATTACKS:
-        ours = results.after(attack, "pl", "o_asr")
-        others = [(n, r) for n in ("ft", "ft-sam", "fst", "i-bau") if (r := results.after(attack, n, "o_asr"))]
-        if ours and others:
-            text = ", ".join(f"{n} {r}" for n, r in others)
-            yield Part(f"{attack}: pl {ours}; {text}", all(ours.mean <= r.mean for _, r in others))
+    yield from below(results, "pl", ("ft", "ft-sam", "fst", "i-bau"))
 
 
 @claim("PL T1", "I-BAU falls to 10.6% C-ACC; here a bug to avoid: at most 22.5 points are lost, a quarter of 90")
@@ -104,13 +110,7 @@ def _(results: Results) -> Iterator[Part]:
     missing="FT-SAM and I-BAU on contaminated pools",
 )
 def _(results: Results) -> Iterator[Part]:
-    for attack in ATTACKS:
-        ours = results.after(attack, "pl", "o_asr", 0.1)
-        for name in ("ft", "fst"):
-            other = results.after(attack, name, "o_asr", 0.1)
-            if ours and other:
-                text = f"{name} on {attack}: {other}, pl {100 * ours.mean:.1f}"
-                yield Part(text, other.mean >= max(0.3, ours.mean))
+    yield from below(results, "pl", ("ft", "fst"), eps=0.1, least=0.3)
 
 
 @claim("SS T3", "ANP, I-BAU, FT-SAM, FST and BTI-DBF all leave less than 6% O-ASR", cause=GREY)
@@ -210,12 +210,7 @@ def _(results: Results) -> Iterator[Part]:
     cause="D3 is far below fine-tuning, FP and NAD; ANP, NC and i-BAU do better here than in the paper, and D3 worse on Blended",
 )
 def _(results: Results) -> Iterator[Part]:
-    for attack in ATTACKS:
-        ours = results.after(attack, "d3", "o_asr")
-        for name in ("ft", "ft-sam", "anp", "fp", "nad", "nc", "i-bau"):
-            other = results.after(attack, name, "o_asr")
-            if ours and other:
-                yield Part(f"{attack}: {100 * ours.mean:.1f}, {name} {other}", ours.mean <= other.mean)
+    yield from below(results, "d3", ("ft", "ft-sam", "anp", "fp", "nad", "nc", "i-bau"))
 
 
 @claim(

@@ -110,6 +110,17 @@ def ordered(results: Results, names: tuple[str, ...], metric: str = "o_asr", sla
             yield Part(f"{attack}: {text}", falling([rate for _, rate in known], slack))
 
 
+def below(results: Results, name: str, others: tuple[str, ...], eps: float = 0.0, least: float = 0.0) -> Iterator[Part]:
+    """Say of each attack and other defense whether it leaves no less ASR than this one, and at least so much."""
+    for attack in ATTACKS:
+        ours = results.after(attack, name, "o_asr", eps)
+        for other in others:
+            theirs = results.after(attack, other, "o_asr", eps)
+            if ours and theirs:
+                holds = theirs.mean >= max(least, ours.mean)
+                yield Part(f"{attack}: {name} {100 * ours.mean:.1f}, {other} {theirs}", holds)
+
+
 def bounded(
     results: Results, names: tuple[str, ...], most: float, metric: str = "o_asr", eps: float = 0.0
 ) -> Iterator[Part]:

@@ -210,7 +210,6 @@ def test_sha256_is_the_usual_one(tmp_path):
 KILLED_AT_EVERY_STEP = """
 import os, signal, sys
 from pathlib import Path
-from bdaudit.inputs import aside as places
 from bdaudit.inputs import files
 from bdaudit.inputs.files import atomic_file, atomic_folder
 
