@@ -47,9 +47,9 @@ class FirstPassGoesOn(SEP):
 class WrongLabels(SEP):
     """Flagged images get any class other than t, drawn evenly: of ten classes, eight labels of nine are wrong."""
 
-    def guess(self, first: Classifier, malicious: Pool, target: int) -> torch.Tensor:
+    def guessed(self, first: Classifier, clean: Pool, malicious: Pool, target: int, rng: torch.Generator) -> Pool:
         drawn = torch.randint(first.num_classes - 1, (len(malicious),), generator=generator(0))
-        return drawn + (drawn >= target)
+        return malicious.labelled(drawn + (drawn >= target))
 
 
 class PathAware(SEP):
@@ -63,8 +63,8 @@ class PathAware(SEP):
 class AnythingElse(SEP):
     """No label is guessed: step 4 lowers the probability of t alone for flagged images."""
 
-    def guess(self, first: Classifier, malicious: Pool, target: int) -> torch.Tensor:
-        return torch.full((len(malicious),), first.num_classes + target)
+    def guessed(self, first: Classifier, clean: Pool, malicious: Pool, target: int, rng: torch.Generator) -> Pool:
+        return malicious.labelled(first.num_classes + target)
 
     def last_pass(self, model: Classifier, first: Classifier, both: Pool, rng: torch.Generator) -> Classifier:
         return tune(model, both, self.recipe(both), rng, loss=or_anything_else, what=self.name)
@@ -93,6 +93,8 @@ VARIANTS: dict[str, Defense] = {
     "sep without screening": SEP(screening=False),
     "sep without the first pass": SEP(first_epochs=0),
     "sep, first pass by FST": FirstByFST(),
+    "sep rounds=0": SEP(rounds=0),
+    "sep first_epochs=0 rounds=0": SEP(first_epochs=0, rounds=0),
     "sep, wrong labels": WrongLabels(),
     "sep, no labels": AnythingElse(),
     "sep, labels by the model of no labels": GuessedByThat(),

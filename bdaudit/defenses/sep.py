@@ -11,9 +11,9 @@ from bdaudit.inputs.classifier import Classifier
 from bdaudit.inputs.pool import Pool
 from bdaudit.runtime import spawn
 from bdaudit.training.loop import tune
-from bdaudit.training.metrics import predict_logits
 from bdaudit.training.partition import partition
 from bdaudit.training.progress import say, warn
+from bdaudit.training.relabel import relabelled
 from bdaudit.training.screening import screen
 
 
@@ -22,7 +22,8 @@ class SEP(Tuning):
 
     Ours (docs/sep.md). Exact purification (Superficial Safety 3.1) tunes on triggered images with their true labels,
     which takes an oracle. Here (1) both pools are screened against each other, (2) PL gives a first pass, (3) each
-    flagged image gets that model's best class other than t, and (4) the suspect is tuned on both pools.
+    flagged image gets that model's best class other than t, with what the flagged images share taken out of its
+    features, and (4) the suspect is tuned on both pools.
     """
 
     name = "sep"
@@ -35,9 +36,15 @@ class SEP(Tuning):
     )
     first_lr: float = option(5e-4, "Adam's learning rate in the first pass", cite="PL's default here", gt=0)
     alpha: float = option(0.2, "weight of the malicious loss in the first pass", cite="PL section 5", ge=0)
+    rounds: int = option(
+        5,
+        "how often labels are guessed anew beside clean images of the classes guessed before",
+        cite="docs/sep.md",
+        ge=0,
+    )
 
     def purify(self, model: Classifier, clean: Pool, malicious: Pool, target: int, rng: torch.Generator) -> Classifier:
-        first_rng, last_rng, screen_rng = (spawn(rng) for _ in range(3))
+        first_rng, last_rng, screen_rng, guess_rng = (spawn(rng) for _ in range(4))
         if self.screening:
             found = screen(model, clean, malicious, target, screen_rng, depth=self.depth)
             say(f"sep: {found}")
@@ -49,7 +56,7 @@ class SEP(Tuning):
                 return tune(model, clean, self.recipe(clean), last_rng, what=self.name)
             clean, malicious = found.pools(clean, malicious)
         first = self.first_pass(model.clone(), clean, malicious, first_rng)
-        both = Pool.concat([clean, malicious.labelled(self.guess(first, malicious, target))])
+        both = Pool.concat([clean, self.guessed(first, clean, malicious, target, guess_rng)])
         return self.last_pass(model, first, both, last_rng)
 
     # What follows are the steps that benchmarks/ablation.py replaces.
@@ -61,11 +68,9 @@ class SEP(Tuning):
         recipe = self.recipe(clean, optimizer="adam", epochs=self.first_epochs, lr=self.first_lr)
         return partition(model, clean, malicious, recipe, rng, alpha=self.alpha, cap=True, what="sep: first pass")
 
-    def guess(self, first: Classifier, malicious: Pool, target: int) -> torch.Tensor:
-        """Guess a label for each flagged image: the first-pass model's best class other than t (int64, (N,))."""
-        logits = predict_logits(first, malicious.images)
-        logits[:, target] = -torch.inf
-        return logits.argmax(1)
+    def guessed(self, first: Classifier, clean: Pool, malicious: Pool, target: int, rng: torch.Generator) -> Pool:
+        """Label each flagged image with the first-pass model's best class other than t."""
+        return relabelled(first, malicious, clean, target, self.rounds, rng)
 
     def last_pass(self, model: Classifier, first: Classifier, both: Pool, rng: torch.Generator) -> Classifier:
         """Tune the suspect, and not the first-pass model, on both pools."""

@@ -39,17 +39,6 @@ def contaminated(run: Run) -> dict[str, Any]:
     }
 
 
-def test_guessed_labels_are_the_best_class_other_than_the_target(suspect: Classifier, run: Run) -> None:
-    """The backdoored model gives these images the target; its second choice is what counts."""
-    flagged = run.pool("flagged")
-    logits = predict_logits(suspect, flagged.images)
-    assert (logits.argmax(1) == TARGET).float().mean() > 0.9
-    labels = SEP().guess(suspect, flagged, TARGET)
-    assert (labels != TARGET).all()
-    second = logits.topk(2).indices
-    assert torch.equal(labels, torch.where(second[:, 0] == TARGET, second[:, 1], second[:, 0]))
-
-
 def test_the_last_step_tunes_the_suspect_on_both_pools_with_guessed_labels(
     digits: Pool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
