@@ -78,6 +78,14 @@ class GuessedByThat(SEP):
         return tune(model, both, self.recipe(both), rng, loss=or_anything_else, what=f"{self.name}: first pass")
 
 
+class WrongTarget(SEP):
+    """The defender takes the class after t for t."""
+
+    def purify(self, model: Classifier, clean: Pool, malicious: Pool, target: int, rng: torch.Generator) -> Classifier:
+        wrong = (target + 1) % model.num_classes
+        return super().purify(model, clean, malicious.labelled(wrong), wrong, rng)
+
+
 def or_anything_else(model: Classifier, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
     """Cross-entropy with label y < K; for y = K + t, -log(1 - p_t): any class but t."""
     logits = model(x).float()
@@ -101,6 +109,7 @@ VARIANTS: dict[str, Defense] = {
     "sep without the last step": FirstPassAlone(),
     "sep, first pass tuned on": FirstPassGoesOn(),
     "sep, path-aware": PathAware(),
+    "sep, wrong t": WrongTarget(),
     "sep depth=0.25": SEP(depth=0.25),
     "sep depth=0.75": SEP(depth=0.75),
 }

@@ -22,7 +22,7 @@ PAGE = Path(__file__).parent.parent / "docs" / "sep.md"
 RESULTS = Path(__file__).parent / "results"
 CLEAN, FLAGGED = 1000, 108
 """Images in every table but those of few flagged ones."""
-METRICS = ("c_acc", "o_asr", "p_asr")
+METRICS = ("c_acc", "o_asr", "p_asr", "robust_acc")
 
 Row = dict[str, Any]
 
@@ -106,10 +106,10 @@ def goals(rows: list[Row]) -> str:
 
 
 def ablation(rows: list[Row]) -> str:
-    """One line a variant, one column a run."""
+    """One line a variant, one column a run; the fourth figure is robust accuracy, where it was measured."""
     runs = list(dict.fromkeys(row["run"] for row in rows))
     lines = [
-        [name, *(triple([r for r in rows if (r["run"], r["defense"]) == (run, name)]) for run in runs)]
+        [name, *(figures([r for r in rows if (r["run"], r["defense"]) == (run, name)]) for run in runs)]
         for name in dict.fromkeys(row["defense"] for row in rows if row["defense"])
     ]
     return laid_out(lines, ["", *(run.rpartition("-")[0] for run in runs)])
@@ -124,14 +124,14 @@ def adaptive(rows: list[Row]) -> str:
 
 
 def robust(rows: list[Row]) -> str:
-    """One line an attack: the robust accuracy of the suspect, after EP on pure pools, and after `sep`."""
-    columns = [("", 0.0), ("ep", 0.0), ("sep", 0.1)]
+    """One line an attack: robust accuracy before, after EP on pure pools, after `sep`, and after its first guess alone."""
+    columns = [("", 0.0), ("ep", 0.0), ("sep", 0.1), ("sep rounds=0", 0.1)]
     lines = []
     for attack in attacks(rows, "sep"):
         values = [mean(rows, attack, name, eps, "robust_acc") for name, eps in columns]
-        if all(value is not None for value in values):
-            lines.append([attack, *(f"{100 * value:.1f}" for value in values if value is not None)])
-    return laid_out(lines, ["", "suspect", "EP", "`sep`, eps .1"])
+        if values[2] is not None:
+            lines.append([attack, *("" if value is None else f"{100 * value:.1f}" for value in values)])
+    return laid_out(lines, ["", "suspect", "EP", "`sep`, eps .1", "`-o rounds=0`"])
 
 
 def few(rows: list[Row]) -> str:
@@ -195,13 +195,14 @@ def difference(a: float | None, b: float | None) -> float | None:
 
 
 def cell(rows: list[Row], attack: str, name: str, eps: float) -> str:
-    """Write their `triple`."""
-    return triple(found(rows, attack, name, eps))
+    """Write what a defense makes of the pools of an attack."""
+    return figures(found(rows, attack, name, eps), METRICS[:3])
 
 
-def triple(rows: list[Row]) -> str:
-    """Write C-ACC, O-ASR and P-ASR in percent, means over the rows; '' for none."""
-    return ", ".join(f"{100 * statistics.fmean(row[m] for row in rows):.1f}" for m in METRICS) if rows else ""
+def figures(rows: list[Row], metrics: tuple[str, ...] = METRICS) -> str:
+    """Write metrics in percent, means over the rows; '' for no rows, - for what none of them has."""
+    values = [[row[m] for row in rows if m in row] for m in metrics]
+    return ", ".join(f"{100 * statistics.fmean(v):.1f}" if v else "-" for v in values) if rows else ""
 
 
 def laid_out(lines: list[list[str]], heads: list[str]) -> str:
