@@ -124,7 +124,7 @@ def adaptive(rows: list[Row]) -> str:
 
 
 def robust(rows: list[Row]) -> str:
-    """One line an attack: robust accuracy before, after EP on pure pools, after `sep`, and after its first guess alone."""
+    """One line an attack: robust accuracy before, after EP on pure pools, after `sep`, and with its first guess."""
     columns = [("", 0.0), ("ep", 0.0), ("sep", 0.1), ("sep rounds=0", 0.1)]
     lines = []
     for attack in attacks(rows, "sep"):
