@@ -40,10 +40,10 @@ def relabelled(model: Classifier, shared: Pool, clean: Pool, target: int, rounds
 def companions(pool: Pool, labels: Tensor, rng: torch.Generator) -> Pool:
     """Draw an image of the pool for each label, with that label; where it has none, any other."""
     have = pool.labels.cpu()
-    rows = [(have == y).nonzero()[:, 0] for y in labels.tolist()]
-    draws = torch.rand(len(rows), generator=rng)
-    chosen = [r[int(u * len(r))] if len(r) else int(u * len(pool)) for r, u in zip(rows, draws, strict=True)]
-    return pool.take(torch.tensor(chosen, dtype=torch.int64))
+    every = torch.arange(len(pool))
+    rows = {y: every[have == y] if (have == y).any() else every for y in set(labels.tolist())}
+    draws = torch.rand(len(labels), generator=rng).tolist()
+    return pool.take([int(rows[y][int(u * len(rows[y]))]) for y, u in zip(labels.tolist(), draws, strict=True)])
 
 
 def logits_like(model: Classifier, images: Tensor, beside: Tensor) -> Tensor:
