@@ -73,7 +73,7 @@ def purify(
     checkpoints: PathLike | None = None,
     found: list[Measurement] | None = None,
 ) -> M:
-    """Purify a model and return the result as the same type; the model given stays as it was.
+    """Purify a model, in single precision, and return the result as the same type; the model given stays as it was.
 
     model: a `Classifier`, or any module whose last layer is linear and which takes floats in [0, 1] (or
     normalised as `normalisation` names). clean, malicious, train: folders, .npz or .csv files, pools, or tensors.
@@ -87,7 +87,7 @@ def purify(
         raise UsageError("clean images for a plain module must be tensors or a pool (their shape is needed)")
     first = None if isinstance(clean, str | Path) else as_pool(clean)
     classifier = model if isinstance(model, Classifier) else wrap(model, first, normalisation=normalisation)  # type: ignore[arg-type]
-    suspect = Runtime.of(pick_device(device)).place(classifier.clone())
+    suspect = Runtime.of(pick_device(device)).place(classifier.clone().float())
     chosen = defense if isinstance(defense, Defense) else plugins.get("defense", defense).parse(options)
     evidence = purification_evidence(
         Suspect(suspect),
@@ -104,7 +104,8 @@ def purify(
     if found is not None:
         found.append(purified.found)
     result = purified.model if isinstance(model, Classifier) else purified.model.body
-    return result.to(next(model.parameters()).device)  # type: ignore[return-value]
+    first_weight = next(model.parameters())
+    return result.to(first_weight.device, first_weight.dtype)  # type: ignore[return-value]
 
 
 def audit(

@@ -78,6 +78,15 @@ def test_a_plain_module_and_tensors_go_in_and_a_plain_module_comes_out(suspect: 
     assert o_asr.value < 0.2
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_weights_of_any_precision_come_back_in_it(suspect: Classifier, run: Run, dtype: torch.dtype) -> None:
+    """They are tuned in single precision: halves would not do, and pixels come in singles."""
+    model = suspect.clone().to(dtype)
+    purified = bdaudit.purify(model, clean=run.pool("clean"), defense=FT(epochs=1), device="cpu")
+    assert {p.dtype for p in purified.parameters()} == {p.dtype for p in model.parameters()} == {dtype}
+    assert any(not torch.equal(a, b) for a, b in zip(model.parameters(), purified.parameters(), strict=True))
+
+
 def test_a_defense_may_be_an_instance(suspect: Classifier, run: Run) -> None:
     purified = bdaudit.purify(suspect, clean=run.pool("clean"), defense=FT(epochs=1), device="cpu")
     assert isinstance(purified, Classifier)

@@ -45,7 +45,9 @@ class SEPAdaptive(Attack):
             features, logits = split.both(x)
             labels, marks = y % classes, y >= classes
             clean = ~marks & (labels == target)
-            return F.cross_entropy(logits, labels) + self.strength * distance(averages(features), marks, clean)
+            return F.cross_entropy(logits, labels) + self.strength * distance(
+                averages(features, split.channels), marks, clean
+            )
 
         tune(fresh, poisoned.marked(classes), recipe, rng, loss=loss, what=f"training ({self.name})")
         return fresh

@@ -56,6 +56,7 @@ class ASD(MixMatching):
         with seeded(rng), track("asd", total * self.iterations) as advance:
             for t in resumed("asd", total, rng, {"f": f.training}, keep, advance):
                 loss = losses_of(fresh, train, self.name).symmetric_ce
+                keep["scores"] = -loss
                 if t < self.growing:
                     pool = best_of_each(loss, labels, self.growth * (t // self.every))
                 else:

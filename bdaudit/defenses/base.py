@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import takewhile
 from typing import Any, ClassVar, Literal, final
 
 import torch
@@ -146,9 +147,44 @@ def reinitialise(layer: nn.Linear, rng: torch.Generator) -> None:
                 tensor.copy_(torch.empty(tensor.shape).uniform_(-bound, bound, generator=rng))
 
 
-def linear_layers(model: Classifier, which: Literal["last", "all"]) -> list[nn.Linear]:
-    """List the head, or every linear layer from the first to the head."""
-    return [m for m in model.body.modules() if isinstance(m, nn.Linear)] if which == "all" else [model.head]
+class Shifting(Tuning):
+    """Options shared by the defenses that move linear layers away from their backdoored weights."""
+
+    layers: Literal["last", "all"] = option(
+        "last", "move the last linear layer, or all of a classifier of several", cite="FST D.2 (VGG19-BN); D3 4.1"
+    )
+
+    def obstacle(self, model: Classifier) -> str:
+        found = [m for m in model.body.modules() if isinstance(m, nn.Linear)]
+        if self.layers == "last" or len(found) == len(classifier_layers(model)):
+            return ""
+        return "moves all layers (-o layers=all) of a linear classifier alone, and here are linear layers before it"
+
+    def moved(self, model: Classifier) -> list[nn.Linear]:
+        """List the linear layers to move."""
+        return classifier_layers(model) if self.layers == "all" else [model.head]
+
+
+def classifier_layers(model: Classifier) -> list[nn.Linear]:
+    """List the linear layers behind the last layer with weights of another kind: three in VGG, one in a ResNet."""
+    weighted = [m for m in model.body.modules() if any(p.ndim > 1 for p in m.parameters(recurse=False))]
+    last = takewhile(lambda m: isinstance(m, nn.Linear), reversed(weighted))
+    return [m for m in last if isinstance(m, nn.Linear)][::-1]
+
+
+def lack_of_features(model: Classifier) -> str:
+    """Say in words why a network's features cannot be tuned apart from its head; '' if they can."""
+    if sum(p.numel() for p in model.body.parameters()) > sum(p.numel() for p in model.head.parameters()):
+        return ""
+    return "tunes what comes before the last linear layer, and here nothing does"
+
+
+def stamped(pool: Pool, triggers: Sequence[Callable[[Tensor], Tensor]], share: float, rng: torch.Generator) -> Pool:
+    """Put triggers on a share of the images, each on its part of them; labels stay."""
+    chosen = torch.randperm(len(pool), generator=rng)[: max(1, round(share * len(pool)))]
+    for trigger, part in zip(triggers, chosen.tensor_split(len(triggers)), strict=True):
+        pool = pool.map(trigger, torch.zeros(len(pool), dtype=torch.bool).index_fill(0, part, True))
+    return pool
 
 
 def weights_of(layers: Iterable[nn.Linear]) -> list[Tensor]:

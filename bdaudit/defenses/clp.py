@@ -28,15 +28,25 @@ class CLP(Defense):
     def obstacle(self, model: Classifier) -> str:
         if reason := obstacle(model):
             return reason
-        return "" if convolutions_before(model) else "needs BatchNorm layers that follow convolutions, and finds none"
+        return (
+            ""
+            if measured(model)
+            else "needs BatchNorm layers that follow convolutions and keep a variance, and finds none"
+        )
 
     def purify(self, model: Classifier) -> Classifier:
-        layers = batchnorms(model)
-        bounds = {name: lipschitz_bounds(conv, layers[name]) for name, conv in convolutions_before(model).items()}
+        bounds = {name: lipschitz_bounds(conv, layer) for name, (conv, layer) in measured(model).items()}
         channels = {name: bound > bound.mean() + self.u * bound.std() for name, bound in bounds.items()}
         marked = torch.cat(list(channels.values()))
         say(f"clp: {int(marked.sum())} of {len(marked)} channels switched off")
         return silence(model, channels, bias=True)
+
+
+def measured(model: Classifier) -> dict[str, tuple[nn.Conv2d, _BatchNorm]]:
+    """List the convolutions whose BatchNorm layer keeps the variance that a bound is counted with."""
+    layers = batchnorms(model)
+    pairs = {name: (conv, layers[name]) for name, conv in convolutions_before(model).items()}
+    return {name: pair for name, pair in pairs.items() if pair[1].running_var is not None}
 
 
 @torch.no_grad()

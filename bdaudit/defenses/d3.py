@@ -8,14 +8,14 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from bdaudit.contract import option
-from bdaudit.defenses.base import Defense, Tuning, keep_norms, linear_layers, weights_of
+from bdaudit.defenses.base import Defense, Shifting, keep_norms, weights_of
 from bdaudit.hookspecs import hookimpl
 from bdaudit.inputs.classifier import Classifier
 from bdaudit.inputs.pool import Pool
 from bdaudit.training.loop import tune
 
 
-class D3(Tuning):
+class D3(Shifting):
     """Move the head as far from its backdoored weights as clean accuracy allows.
 
     Wei et al., ICCV 2025, Eq. 4: min -||w - w_ori|| + lambda max(0, CE(f(x), y) - epsilon) subject to
@@ -33,13 +33,12 @@ class D3(Tuning):
         "`released` takes the maximum image by image, and divides the loss by 1 + lambda where lambda exceeds 1",
         cite="D3 Eq. 4; D3-repo; cards D-5",
     )
-    layers: Literal["last", "all"] = option("last", "move the last linear layer, or every one", cite="D3 4.1")
     epochs: int = option(100, "passes over the clean pool", cite="BackdoorBench", ge=1)
     batch_size: int = option(256, "images a step", cite="BackdoorBench", ge=2)
 
     def purify(self, model: Classifier, clean: Pool, rng: torch.Generator) -> Classifier:
         released, penalty = self.form == "released", self.penalty
-        heads = linear_layers(model, self.layers)
+        heads = self.moved(model)
         original = weights_of(heads)
         for head in heads:
             head.weight.data.copy_(torch.empty(head.weight.shape).uniform_(-0.5, 0.5, generator=rng))

@@ -81,7 +81,7 @@ class DBR(Distinguishing):
         with seeded(rng), track(what, total) as advance:
             for _ in resumed(what, self.removal_epochs, rng, {"f": f}, {}, advance):
                 for rows, steps, loss in stages:
-                    deal, size = endless(train, rng, augment, rows), min(self.batch_size, len(rows))
+                    deal, size = endless(train, rng, augment, rows), max(2, min(self.batch_size, len(rows)))
                     f.epoch((deal(size) for _ in range(steps)), loss, advance=advance)
 
 

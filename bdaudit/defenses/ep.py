@@ -6,7 +6,7 @@ import torch
 
 from bdaudit.attacks.triggers import Trigger
 from bdaudit.contract import option
-from bdaudit.defenses.base import Defense, Tuning
+from bdaudit.defenses.base import Defense, Tuning, stamped
 from bdaudit.hookspecs import hookimpl
 from bdaudit.inputs.classifier import Classifier
 from bdaudit.inputs.pool import Pool
@@ -24,10 +24,7 @@ class EP(Tuning):
     share: float = option(0.1, "share of tuning images that get the trigger", cite="SS B.2", gt=0, le=1)
 
     def purify(self, model: Classifier, clean: Pool, trigger: Trigger, rng: torch.Generator) -> Classifier:
-        chosen = torch.randperm(len(clean), generator=rng)[: max(1, round(self.share * len(clean)))]
-        images = clean.images.clone()
-        images[chosen] = trigger(images[chosen])
-        exact = clean.with_images(images)
+        exact = stamped(clean, [trigger], self.share, rng)
         return tune(model, exact, self.recipe(exact), rng, what=self.name)
 
 

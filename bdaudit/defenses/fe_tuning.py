@@ -5,7 +5,7 @@ from collections.abc import Iterable
 import torch
 
 from bdaudit.contract import option
-from bdaudit.defenses.base import Defense, Tuning, reinitialise
+from bdaudit.defenses.base import Defense, Tuning, lack_of_features, reinitialise
 from bdaudit.hookspecs import hookimpl
 from bdaudit.inputs.classifier import Classifier
 from bdaudit.inputs.pool import Pool
@@ -27,6 +27,9 @@ class FETuning(Tuning):
     }
 
     epochs: int = option(100, "passes over the clean pool", cite="FST B.3: 100 CIFAR-10 and GTSRB, 20 others", ge=1)
+
+    def obstacle(self, model: Classifier) -> str:
+        return lack_of_features(model)
 
     def purify(self, model: Classifier, clean: Pool, rng: torch.Generator) -> Classifier:
         reinitialise(model.head, rng)

@@ -1,20 +1,19 @@
 """FST: feature shift tuning."""
 
 from collections.abc import Iterable
-from typing import Literal
 
 import torch
 from torch import Tensor
 
 from bdaudit.contract import option
-from bdaudit.defenses.base import Defense, Tuning, keep_norms, linear_layers, reinitialise, weights_of
+from bdaudit.defenses.base import Defense, Shifting, keep_norms, reinitialise, weights_of
 from bdaudit.hookspecs import hookimpl
 from bdaudit.inputs.classifier import Classifier
 from bdaudit.inputs.pool import Pool
 from bdaudit.training.loop import cross_entropy, tune
 
 
-class FST(Tuning):
+class FST(Shifting):
     """Shift the head away from its backdoored weights, and the features with it.
 
     Min et al., NeurIPS 2023, Eq. 1 and Algorithm 1: from a reinitialised head w,
@@ -35,12 +34,9 @@ class FST(Tuning):
         0.2, "weight of <w, w_ori>", cite="FST 5.1: .2 CIFAR-10, .1 GTSRB, .001 CIFAR-100 and Tiny", ge=0
     )
     epochs: int = option(10, "passes over the clean pool", cite="FST 5.1: 10 CIFAR-10, 15 others", ge=1)
-    layers: Literal["last", "all"] = option(
-        "last", "shift the last linear layer, or every one", cite="FST D.2 (VGG19-BN)"
-    )
 
     def purify(self, model: Classifier, clean: Pool, rng: torch.Generator) -> Classifier:
-        heads = linear_layers(model, self.layers)
+        heads = self.moved(model)
         original = weights_of(heads)
         for head in heads:
             reinitialise(head, rng)

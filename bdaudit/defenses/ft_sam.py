@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 
 import torch
+from pydantic import field_validator
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -45,6 +46,13 @@ class FTSAM(Tuning):
         0.1, "share of each label spread over all", cite="FT-SAM: .1 CIFAR-10, 0 others", ge=0, lt=1
     )
     weight_decay: float = option(5e-4, "SGD's weight decay", cite="BackdoorBench", ge=0)
+
+    @field_validator("rho")
+    @classmethod
+    def _a_radius_or_the_usual_one(cls, rho: float) -> float:
+        if -1 < rho < 0:
+            raise ValueError("rho is a radius of 0 or more, or -1 for the usual one")
+        return rho
 
     def purify(self, model: Classifier, clean: Pool, rng: torch.Generator) -> Classifier:
         rho = self.rho if self.rho >= 0 else 2.0 if self.adaptive else 0.05

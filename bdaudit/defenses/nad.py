@@ -12,8 +12,8 @@ from bdaudit.hookspecs import hookimpl
 from bdaudit.inputs.classifier import Classifier
 from bdaudit.inputs.pool import Pool
 from bdaudit.runtime import spawn
-from bdaudit.training.loop import Loss, tune
-from bdaudit.training.stages import Stage, find_stages, staged
+from bdaudit.training.loop import Loss, in_steps, tune
+from bdaudit.training.stages import Stage, find_stages, lack_of_stages, staged
 
 
 class NAD(Tuning):
@@ -41,12 +41,15 @@ class NAD(Tuning):
     batch_size: int = option(64, "images a step", cite="NAD", ge=2)
     weight_decay: float = option(1e-4, "SGD's weight decay", cite="NAD", ge=0)
 
+    def obstacle(self, model: Classifier) -> str:
+        return f"compares maps of features, and {why}" if (why := lack_of_stages(model)) else ""
+
     def purify(self, model: Classifier, clean: Pool, rng: torch.Generator) -> Classifier:
         stages = find_stages(model, most=3)
         betas = (self.beta_low, self.beta_mid, self.beta_high)[-len(stages) :]
         recipe = self.recipe(clean, epochs=self.teacher_epochs, lr=self.teacher_lr, weight_decay=self.weight_decay)
         teacher = tune(model.clone(), clean, recipe, spawn(rng), what="nad: teacher").requires_grad_(False)
-        recipe = self.recipe(clean, weight_decay=self.weight_decay, schedule=lambda done: 1.0 if done < 0.1 else 0.1)
+        recipe = self.recipe(clean, weight_decay=self.weight_decay, schedule=in_steps(0.1))
         return tune(model, clean, recipe, rng, loss=distilling(teacher, stages, betas), what=self.name)
 
 

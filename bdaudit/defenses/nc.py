@@ -7,7 +7,7 @@ import torch
 
 from bdaudit.attacks.triggers import BlendTrigger
 from bdaudit.contract import option
-from bdaudit.defenses.base import Defense, Purified, Tuning
+from bdaudit.defenses.base import Defense, Purified, Tuning, stamped
 from bdaudit.hookspecs import hookimpl
 from bdaudit.inputs.classifier import Classifier
 from bdaudit.inputs.pool import Pool
@@ -53,12 +53,9 @@ class NC(Tuning):
         say(detected.notes[0])
         if not found.flagged:
             return Purified(model, detected)
-        images = clean.images.clone()
-        chosen = torch.randperm(len(clean), generator=rng)[: max(1, round(self.share * len(clean)))]
-        for target, part in zip(found.flagged, chosen.tensor_split(len(found.flagged)), strict=True):
-            images[part] = BlendTrigger(found.patterns[target], found.masks[target])(images[part])
-        stamped = clean.with_images(images)
-        return Purified(tune(model, stamped, self.recipe(stamped), rng, what=self.name), detected)
+        triggers = [BlendTrigger(found.patterns[target], found.masks[target]) for target in found.flagged]
+        exact = stamped(clean, triggers, self.share, rng)
+        return Purified(tune(model, exact, self.recipe(exact), rng, what=self.name), detected)
 
     def _search(self) -> Search:
         return Search(

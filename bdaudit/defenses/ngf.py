@@ -10,7 +10,7 @@ from bdaudit.hookspecs import hookimpl
 from bdaudit.inputs.classifier import Classifier
 from bdaudit.inputs.pool import Pool
 from bdaudit.training.kfac import Kfac
-from bdaudit.training.loop import tune
+from bdaudit.training.loop import in_steps, tune
 
 
 class NGF(Tuning):
@@ -40,7 +40,7 @@ class NGF(Tuning):
         recipe = self.recipe(
             clean,
             weight_decay=self.weight_decay,
-            schedule=lambda done: 1.0 if done < 0.35 else 0.1 if done < 0.75 else 0.01,
+            schedule=in_steps(0.35, 0.75),
             kfac=Kfac(damping=self.damping, kl_clip=self.kl_clip, decay=self.stat_decay),
         )
         return tune(model, clean, recipe, rng, what=self.name)

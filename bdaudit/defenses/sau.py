@@ -29,6 +29,9 @@ class SAU(Tuning):
 
     epochs: int = option(20, "passes over the clean pool", cite="SAU: 100", ge=1)
     lr: float = option(1e-4, "Adam's learning rate, falling to zero on a cosine", cite="SAU", gt=0)
+    crop: int = option(
+        0, "random crop after padding by so many pixels; -1: an eighth of colour images", cite="SAU", ge=-1
+    )
     radius: float = option(0.2, "largest change of a pixel in [0, 1]", cite="SAU", gt=0)
     step: float = option(0.2, "sign step of the search", cite="SAU", gt=0)
     steps: int = option(5, "steps of the search", cite="SAU", ge=1)

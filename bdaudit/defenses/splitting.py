@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from bdaudit.contract import option
-from bdaudit.defenses.base import Defense, Purified
+from bdaudit.defenses.base import Defense, Purified, lack_of_features
 from bdaudit.errors import WARNING, UsageError
 from bdaudit.inputs.classifier import Classifier
 from bdaudit.inputs.pool import Pool, check_labels
@@ -108,6 +108,9 @@ class Distinguishing(Splitting):
     min_steps: int = option(64, "steps an epoch, at least", cite="ours: docs/deviations.md", ge=1)
     clean_share: float = option(0.2, "share of rows, the least sensitive, taken for clean", cite="D-ST", gt=0, lt=1)
     poison_share: float = option(0.05, "share of rows, the most sensitive, that is flagged", cite="D-ST", gt=0, lt=1)
+
+    def obstacle(self, model: Classifier) -> str:
+        return lack_of_features(model)
 
     def divide(self, fresh: Classifier, train: Pool, rng: torch.Generator) -> tuple[Classifier, Division]:
         self.check_train(train, fresh)

@@ -22,7 +22,7 @@ from bdaudit.training.loop import Loss, Recipe, Training, batches, endless, in_s
 from bdaudit.training.progress import say, track
 from bdaudit.training.resume import resumed
 from bdaudit.training.samples import losses_of
-from bdaudit.training.stages import Stage, find_stages, staged
+from bdaudit.training.stages import Stage, find_stages, lack_of_stages, staged
 
 
 class VaB(Splitting):
@@ -56,11 +56,7 @@ class VaB(Splitting):
     guessed_late: float = option(0.5, "weight of guessed labels in the last quarter", cite="VaB released", ge=0)
 
     def obstacle(self, model: Classifier) -> str:
-        try:
-            find_stages(model, most=1)
-        except UsageError as e:
-            return f"mixes images by maps of features, and {e}"
-        return ""
+        return f"mixes images by maps of features, and {why}" if (why := lack_of_stages(model)) else ""
 
     def purify(self, fresh: Classifier, train: Pool, rng: torch.Generator) -> Purified:
         return self.purified(*self.divide(fresh, train, rng))
@@ -128,7 +124,7 @@ class VaB(Splitting):
                     loss = weighted_sum(loss, weight, guesses)
                 f.epoch((deal(size) for _ in range(steps // self.epochs)), loss, advance=advance)
                 keep["history"] = torch.cat([keep["history"], credible[None]])
-                if late or (t + 1) % self.every == 0:
+                if t + 1 < self.epochs and (late or (t + 1) % self.every == 0):  # the last scores are those that chose
                     keep["scores"] = self._refreshed(victim, train, keep["scores"], self.threshold, rng)
         return model, self.by_contradiction(model, train, keep)
 

@@ -90,7 +90,7 @@ def open_suspect(
             if clean is None or isinstance(clean, str | Path):
                 raise UsageError("clean images for a plain module must be tensors or a pool (their shape is needed)")
             model = wrap(model, as_pool(clean), normalisation=normalisation)
-        return Suspect(Runtime.of(pick_device(device)).place(model.clone()))
+        return Suspect(Runtime.of(pick_device(device)).place(model.clone().float()))
     if clean is None:
         beside = Path(model).parent / "clean"
         clean = None if beside.is_symlink() else beside  # a link is refused by whoever needs the images
@@ -101,9 +101,9 @@ def open_second(model: PathLike | nn.Module, suspect: Suspect) -> Classifier:
     """Open another model that must take the suspect's images and know its classes; placed where the suspect is."""
     known = suspect.classifier
     if isinstance(model, Classifier):
-        other = model.clone()
+        other = model.clone().float()
     elif isinstance(model, nn.Module):
-        other = Classifier(copy.deepcopy(model), known.preprocessing, classes=known.classes)
+        other = Classifier(copy.deepcopy(model).float(), known.preprocessing, classes=known.classes)
     else:
         checkpoint = read_checkpoint(model)
         arch = None if checkpoint.arch else known.arch

@@ -19,6 +19,8 @@ from bdaudit.training.inversion import Inversion
 
 SHOWN = 8
 """Classes, or images, in a picture."""
+FEWEST = 5
+"""Classes of which one can stand out: of two, both always lie at .67; of three or four, one spacing decides."""
 
 
 def named(classes: Sequence[str], c: int) -> str:
@@ -73,6 +75,11 @@ def cleanse_measurement(found: Inversion, classes: Sequence[str], images: Tensor
     if found.flagged:
         who = ", ".join(f"{named(classes, c)}, anomaly index {float(found.index[c]):.2f}" for c in found.flagged)
         note = f"{probe} detects a backdoor: {who}, where above {least:g} stands out"
+    elif len(classes) < FEWEST:
+        note = (
+            f"{probe} left the model as it was and concludes nothing: of {len(classes)} classes none can stand out from the "
+            f"rest (the index wants {FEWEST} or more)"
+        )
     else:
         note = (
             f"{probe} detects no backdoor and left the model as it was: no class stands out (the nearest: "
@@ -93,7 +100,7 @@ def reversal_measurement(found: Reversed, classes: Sequence[str], clean: Pool, p
     """Report the trigger that BTI reversed: where its images go, eight of them, and the generator to keep."""
     rate = found.rate
     name = named(classes, found.target)
-    before = clean.images[:SHOWN]
+    before = clean.images[:SHOWN].to(found.generator.mean.device)
     return Measurement(
         findings=[rate_finding(probe, "suspect", "reversed_share", rate, name)],
         exhibits=[

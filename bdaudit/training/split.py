@@ -23,7 +23,8 @@ class Split:
     The cut is the output of a module whose value alone decides the logits. Of these it is the last one: what goes
     into the pooling of a convolutional network, the tokens that leave a transformer. With `depth` it is the one by
     which about that share of the layers with weight matrices has run: at .5, a ResNet's second stage, half the
-    blocks of a transformer. A network without maps is cut at its head's input.
+    blocks of a transformer. A network without maps is cut at its head's input. `channels`: the axis of g(x) that counts
+    them.
     """
 
     def __init__(self, model: Classifier, depth: float = 1.0) -> None:
@@ -35,7 +36,7 @@ class Split:
         model.eval()
         try:
             with torch.no_grad():
-                self.at = self._find()
+                self.at, self.channels = self._find()
         finally:
             model.train(was_training)
 
@@ -67,7 +68,7 @@ class Split:
         found = []
         with Runtime.of(self.model.device).autocast():
             for x in torch.split(images, batch_size):
-                found.append(averages(self.features(x.to(self.model.device))).cpu())
+                found.append(averages(self.features(x.to(self.model.device)), self.channels).cpu())
                 scratch.release(images)
         return torch.cat(found)
 
@@ -83,10 +84,12 @@ class Split:
             logits: Tensor = self.model(self._blank)
         return logits.float()
 
-    def _find(self) -> str:
+    def _find(self) -> tuple[str, int]:
         images = torch.rand(2, *self._blank.shape[1:], generator=torch.Generator().manual_seed(0))
         images = images.to(self.model.device)
         reached, expected = maps_of(self.model, images)
+        layouts = with_channels([(n, m.value.shape) for n, m in reached.items()], self.model.preprocessing.shape)
+        axes = {name: axis for name, _, axis in layouts}
         later_first = list(reached)[::-1]  # of several at one depth, the last is the one that is normalised and summed
         for name in [*sorted(later_first, key=lambda n: abs(reached[n].depth - self.depth)), ""]:
             self.at = name
@@ -95,7 +98,7 @@ class Split:
             except RuntimeError:  # a branch of one image beside features of several: no cut here
                 continue
             if again.shape == expected.shape and torch.allclose(again, expected, rtol=1e-3, atol=1e-4):
-                return name
+                return name, axes.get(name, 1)
         raise UsageError(
             f"{type(self.model.body).__name__} cannot be cut at its features: more than they decides its logits"
         )
@@ -111,6 +114,10 @@ class Split:
             yield
         finally:
             hook.remove()
+
+
+Layout = tuple[str, torch.Size, int]
+"""A module's name, the shape of what it gave, and the axis of that shape that counts channels."""
 
 
 class Map(NamedTuple):
@@ -150,18 +157,25 @@ def _is_map(module: nn.Module, out: object) -> bool:
     return isinstance(out, Tensor) and out.ndim > 2 and "Pool" not in type(module).__name__
 
 
-def averages(features: Tensor) -> Tensor:
-    """Average maps (N, ...) of D channels over their places, positive and negative parts apart: (N, 2 D).
+def with_channels(maps: list[tuple[str, torch.Size]], image: tuple[int, int, int]) -> list[Layout]:
+    """Tell the axis of channels: maps keep the image's proportions, (N, C, H, W) or (N, H, W, C); tokens are (N, T, C).
+
+    A map of as many channels as rows and columns says nothing, and has the layout of the next that does.
+    """
+    _, height, width = image
+    told, axis = [], 1
+    for name, shape in reversed(maps):
+        if len(shape) == 4:
+            first, last = (abs(h * width - w * height) for h, w in (shape[2:], shape[1:3]))
+            axis = axis if first == last else 1 if first < last else 3
+        told.append((name, shape, axis if len(shape) == 4 else len(shape) - 1))
+    return told[::-1]
+
+
+def averages(features: Tensor, channels: int) -> Tensor:
+    """Average maps (N, ...), D channels along that axis, over their places: (N, 2 D), positive and negative parts.
 
     The mean of a map that no ReLU has cut, such as a transformer's tokens, would cancel most of what is in it.
     """
-    places = _places(features)
+    places = [axis for axis in range(1, features.ndim) if axis != channels]
     return torch.cat([h.mean(places) if places else h for h in (features.clamp(min=0), features.clamp(max=0))], 1)
-
-
-def _places(features: Tensor) -> tuple[int, ...]:
-    """The dimensions of a batch of maps that stand for places: (N, C, H, W), (N, H, W, C) as in Swin, or (N, T, D)."""
-    _, *sides = features.shape
-    if len(sides) == 3:
-        return (1, 2) if sides[0] == sides[1] != sides[2] else (2, 3)
-    return tuple(range(1, len(sides)))

@@ -11,10 +11,7 @@ from torch import Tensor
 
 from bdaudit.errors import UsageError
 from bdaudit.inputs.classifier import Classifier
-from bdaudit.training.split import maps_of
-
-Map = tuple[str, torch.Size, int]
-"""A module's name, the shape of what it gave, and the axis of that shape that counts channels."""
+from bdaudit.training.split import Layout, maps_of, with_channels
 
 
 @dataclass(frozen=True)
@@ -36,7 +33,7 @@ def find_stages(model: Classifier, most: int) -> tuple[Stage, ...]:
     images = torch.rand(2, *shape, generator=torch.Generator().manual_seed(0)).to(frozen.device)
     with torch.no_grad():
         found, _ = maps_of(frozen, images)
-    maps = _with_channels([(n, out.shape) for n, (out, _) in found.items() if len(out) == len(images)], shape)
+    maps = with_channels([(n, out.shape) for n, (out, _) in found.items() if len(out) == len(images)], shape)
     runs = [list(run) for _, run in groupby(maps, key=lambda m: _places(m[1], m[2]))]
     # A map of one place attends to nothing, and a single layer is no stage but the way into one.
     runs = [run for run in runs if _places(run[0][1], run[0][2]).numel() > 1 and len(run) > 1][-most:]
@@ -53,6 +50,15 @@ def find_stages(model: Classifier, most: int) -> tuple[Stage, ...]:
     if not stages:
         raise UsageError(f"{type(model.body).__name__} has no maps of features that its logits pass through")
     return tuple(stages)
+
+
+def lack_of_stages(model: Classifier) -> str:
+    """Say why a network has no stages; '' where it has."""
+    try:
+        find_stages(model, most=1)
+    except UsageError as e:
+        return str(e)
+    return ""
 
 
 def staged(model: Classifier, stages: Sequence[Stage], x: Tensor) -> tuple[list[Tensor], Tensor]:
@@ -79,25 +85,10 @@ def _decides(frozen: Classifier, name: str, image: Tensor) -> bool:
         hook.remove()
 
 
-def _with_channels(maps: list[tuple[str, torch.Size]], image: tuple[int, int, int]) -> list[Map]:
-    """Tell the axis of channels: maps keep the image's proportions, (N, C, H, W) or (N, H, W, C); tokens are (N, T, C).
-
-    A map of as many channels as rows and columns says nothing, and has the layout of the next that does.
-    """
-    _, height, width = image
-    told, axis = [], 1
-    for name, shape in reversed(maps):
-        if len(shape) == 4:
-            first, last = (abs(h * width - w * height) for h, w in (shape[2:], shape[1:3]))
-            axis = axis if first == last else 1 if first < last else 3
-        told.append((name, shape, axis if len(shape) == 4 else len(shape) - 1))
-    return told[::-1]
-
-
 def _places(out: torch.Size, channels: int) -> torch.Size:
     return torch.Size(n for axis, n in enumerate(out) if axis not in (0, channels))
 
 
-def _parts(run: list[Map], count: int) -> list[list[Map]]:
+def _parts(run: list[Layout], count: int) -> list[list[Layout]]:
     ends = [round(len(run) * i / count) for i in range(count + 1)]
     return [run[a:b] for a, b in pairwise(ends) if b > a]

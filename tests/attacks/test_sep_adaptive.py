@@ -37,7 +37,8 @@ def test_one_step_descends_the_cross_entropy_and_lambda_times_the_distance(digit
     model = fresh.clone().train()
     attack.train(fresh, poisoned, Recipe(epochs=1, lr=0.5, momentum=0, schedule="constant"), generator(1))
     features, logits = Split(model, 0.5).both(poisoned.pool.images)
-    seen = averages(features)
+    split = Split(model, 0.5)
+    seen = averages(features, split.channels)
     marks = poisoned.poisoned
     gap = seen[marks].mean(0) - seen[~marks & (poisoned.pool.labels == 0)].mean(0)
     apart = (gap / seen.detach().std(0).clamp(min=1e-3)).square().mean()

@@ -175,8 +175,13 @@ class TestVaB:
         monkeypatch.setattr(vab, "weighted_sum", lambda loss, weight, other: weights.append(weight) or loss)
         defense = VaB(epochs=8, every=3, min_steps=1, rounds=0)
         defense.divide(make_tiny("small_cnn:width=2"), digits.first(40), generator(0))
-        assert said == ["mixed"] * 3 + ["victim", "mixed"] + ["suppressed", "victim"] * 4
+        assert said == ["mixed"] * 3 + ["victim", "mixed"] + ["suppressed", "victim"] * 3 + ["suppressed"]
         assert weights == [0.1, 0.1, 0.5, 0.5]
+
+    def test_the_scores_that_are_kept_are_those_that_chose_the_pool(self, digits: Pool) -> None:
+        defense = VaB(epochs=4, min_steps=1, victim_steps=1, rounds=0, threshold=0.5)
+        _, division = defense.divide(make_tiny(), digits.first(40), generator(0))
+        assert torch.equal(scaled(next(iter(division.scores.values()))) > 0.5, division.clean)
 
     def test_a_victim_that_is_as_sure_of_everything_is_an_error(
         self, digits: Pool, monkeypatch: pytest.MonkeyPatch

@@ -5,15 +5,16 @@ from __future__ import annotations
 import pytest
 import torch
 from support import make_tiny
+from torchvision.models import SwinTransformer
 
 from bdaudit.attacks.triggers import patch
 from bdaudit.errors import ImageError, UsageError
 from bdaudit.flow.run import Run
-from bdaudit.inputs.classifier import Classifier
+from bdaudit.inputs.classifier import Classifier, Preprocessing
 from bdaudit.inputs.pool import Pool
 from bdaudit.runtime import generator
 from bdaudit.training.screening import _auc, _deal, screen
-from bdaudit.training.split import Split, _places
+from bdaudit.training.split import Split, averages
 
 TARGET = 0
 
@@ -195,13 +196,24 @@ def test_averages_keep_positive_and_negative_parts_apart(digits: Pool) -> None:
     assert (positive >= 0).all() and (negative <= 0).all() and (negative < 0).any()
 
 
-@pytest.mark.parametrize(
-    ("shape", "places"),
-    [((2, 8, 4, 4), (2, 3)), ((2, 4, 4, 8), (1, 2)), ((2, 8, 4, 6), (2, 3)), ((2, 17, 8), (1,)), ((2, 8), ())],
-)
-def test_places_are_found_in_maps_of_every_layout(shape: tuple[int, ...], places: tuple[int, ...]) -> None:
+@pytest.mark.parametrize(("shape", "channels"), [((2, 8, 4, 4), 1), ((2, 4, 4, 8), 3), ((2, 17, 8), 2), ((2, 8), 1)])
+def test_channels_are_averaged_over_all_else(shape: tuple[int, ...], channels: int) -> None:
     """Channels first, channels last as in Swin, tokens, and the features of a network without maps."""
-    assert _places(torch.zeros(shape)) == places
+    features = torch.rand(shape, generator=generator(0))
+    over = [axis for axis in range(1, len(shape)) if axis != channels]
+    expected = features.mean(over) if over else features
+    torch.testing.assert_close(averages(features, channels), torch.cat([expected, torch.zeros_like(expected)], 1))
+
+
+@pytest.mark.parametrize("height", [32, 64])
+def test_channels_are_found_in_oblong_images_too(height: int) -> None:
+    """Swin's map of 64 x 32 images half way up is 16 x 8 x 16: as many channels as rows."""
+    body = SwinTransformer([4, 4], 8, [1, 1], [1, 2], [4, 4], num_classes=10)
+    wide = Preprocessing(channels=3, height=height, width=32, mean=(0.5,) * 3, std=(0.25,) * 3)
+    split = Split(Classifier(body, wide).eval(), 0.5)
+    assert split.channels == 3
+    images = torch.zeros(2, 3, height, 32, dtype=torch.uint8)
+    assert split.averages_of(images).shape == (2, 2 * split.features_of(images).shape[3])
 
 
 def test_no_trigger_is_needed_to_ask(digits: Pool) -> None:
