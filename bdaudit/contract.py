@@ -11,6 +11,7 @@ import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 from typing import Any, ClassVar, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -57,9 +58,12 @@ RESOURCES: Mapping[str, Resource] = {
 }  # fmt: skip
 
 
-def option(default: Any, help: str, *, cite: str = "", **constraints: Any) -> Any:
-    """Declare an option: its default, what it does, where the default comes from, and pydantic constraints."""
-    return Field(default, description=help, json_schema_extra={"cite": cite}, **constraints)
+def option(default: Any, help: str, *, cite: str = "", reads: bool = False, **constraints: Any) -> Any:
+    """Declare an option: its default, what it does, where the default comes from, and pydantic constraints.
+
+    reads: the value is the path of a file or folder, whose content decides the result.
+    """
+    return Field(default, description=help, json_schema_extra={"cite": cite, "reads": reads}, **constraints)
 
 
 class Plugin(BaseModel):
@@ -90,6 +94,11 @@ class Plugin(BaseModel):
             return cls(**options)
         except ValidationError as e:
             raise OptionError(f"{cls.name}: -o {first_mistake(e)}") from None
+
+    def reads(self) -> dict[str, Path]:
+        """The files and folders that options name, by option; without those that are not given."""
+        named = [n for n, f in type(self).model_fields.items() if dict(f.json_schema_extra or {}).get("reads")]  # type: ignore[arg-type]
+        return {n: Path(path) for n in named if (path := getattr(self, n))}
 
     @classmethod
     def needs(cls) -> tuple[str, ...]:

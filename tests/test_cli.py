@@ -683,3 +683,17 @@ def test_nothing_usable_ends_with_exit_code_two(case: Path, capsys: pytest.Captu
     assert call("purify", case / "model.pt", "--defense", "pl", "--malicious", case / "odd") == 2
     error = capsys.readouterr().err.splitlines()[-1]
     assert error.endswith("odd: no usable images in it: empty (1: x.png)")
+
+
+@pytest.mark.parametrize("arguments", [[], ["bench"]])
+def test_a_group_without_a_command_shows_its_help(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    """As it is laid out, and not as an error of one line."""
+    assert _run(arguments, debug=False) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("Usage: bdaudit")
+    assert "\nCommands:\n" in said
+
+
+def test_a_mistyped_command_of_bench_is_no_grid(capsys: pytest.CaptureFixture[str]) -> None:
+    assert _run(["bench", "sho", "folder"], debug=False) == 2
+    assert "no grid and no command 'sho'; did you mean show?" in capsys.readouterr().err

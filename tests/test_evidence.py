@@ -7,8 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
+from bdaudit.attacks.base import Attack
 from bdaudit.bench.grid_file import read_grid
+from bdaudit.flow.implant import check_flagged
+from bdaudit.inputs.pool import Pool
 from benchmarks.evidence.__main__ import PAGE
 from benchmarks.evidence.page import page, row
 from benchmarks.evidence.results import RESULTS, Claim, Rate, Results, monotone, ordered
@@ -77,6 +81,10 @@ def test_the_grids_of_the_papers_tables_can_be_run(file: Path) -> None:
     grid = read_grid(file)
     assert grid.victim.images == 10_000
     assert len(grid.places()) >= 36
+    for attack in (choice.plugin for choice in grid.attacks):
+        assert isinstance(attack, Attack)
+        rows = Pool.of(torch.zeros(10_000, 1, 1, 1, dtype=torch.uint8), torch.arange(10_000) % 10)
+        check_flagged(attack, rows, attack.goal(0, 10), grid.victim.flagged)
 
 
 def test_every_table_that_has_a_grid_is_there() -> None:

@@ -26,7 +26,7 @@ class AdaptiveBlend(Adaptive):
     }
 
     pattern: Picture = option("uniform", "what is mixed in", cite="PL B; FST: a cartoon")
-    image: str = option("", "path of the image, with -o pattern=image")
+    image: str = option("", "path of the image, with -o pattern=image", reads=True)
     ratio: float = option(0.2, "a, share of the pattern in an image", cite="Qi et al.; FST", gt=0, le=1)
     blocks: int = option(4, "the picture is cut into so many by so many blocks", cite="Qi et al.", ge=1, le=64)
     dropped: float = option(0.5, "share of the blocks left out of each training image", cite="Qi et al.", ge=0, lt=1)

@@ -162,12 +162,16 @@ class Attack(Preset):
             labels[poisoned] = goal.wanted(labels[poisoned])
         return Poisoned(pool.labelled(labels), poisoned, cover, train.labels)
 
-    def _draw(self, train: Pool, goal: Goal, rng: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Choose the poisoned and the cover rows (bool (N,) each), which are disjoint."""
+    def selected(self, train: Pool, goal: Goal) -> tuple[Tensor, int]:
+        """Say which training rows may be poisoned (int64), and how many of them will be."""
         own_label = goal.wanted(train.labels) == train.labels
         eligible = (own_label if self.clean_label else torch.ones_like(own_label)).nonzero().flatten()
+        return eligible, self.count(len(eligible), len(train))
+
+    def _draw(self, train: Pool, goal: Goal, rng: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Choose the poisoned and the cover rows (bool (N,) each), which are disjoint."""
+        eligible, count = self.selected(train, goal)
         among = f"{len(eligible)} training images" + (" of the target class" if self.clean_label else "")
-        count = self.count(len(eligible), len(train))
         covers = self.cover_count(count, len(train))
         if count < 1:
             raise UsageError(f"{self.name}: -o rate={self.rate} selects no row out of {among}")

@@ -27,7 +27,7 @@ class Blended(Attack):
     }
 
     pattern: Picture = option("gaussian", "what is mixed in", cite="SS B.2; PL B: uniform")
-    image: str = option("", "path of the image, with -o pattern=image")
+    image: str = option("", "path of the image, with -o pattern=image", reads=True)
     train_ratio: float = option(0.1, "share of the pattern in training images", cite="SS B.2; FST: .2", gt=0, le=1)
     test_ratio: float = option(0.2, "share of the pattern in test images", cite="SS B.2; PL B: .1", gt=0, le=1)
 

@@ -22,7 +22,7 @@ class BypassBlend(AdversarialEmbedding):
     name = "bypass-blend"
 
     pattern: Picture = option("gaussian", "what is mixed in", cite="SS B.2; FST: a cartoon")
-    image: str = option("", "path of the image, with -o pattern=image")
+    image: str = option("", "path of the image, with -o pattern=image", reads=True)
     ratio: float = option(0.2, "share of the picture in an image", cite="FST B.2", gt=0, le=1)
 
     def make_trigger(self, shape: tuple[int, int, int], rng: torch.Generator) -> BlendTrigger:

@@ -97,7 +97,10 @@ class Refool(Attack):
     quick_options: ClassVar[Mapping[str, Any]] = {"pool": 4}
 
     reflections: str = option(
-        "", "photographs: a folder, FILE.npz or FILE.csv; else pieces of scikit-learn's two", cite="cards 1.9"
+        "",
+        "photographs: a folder, FILE.npz or FILE.csv; else pieces of scikit-learn's two",
+        cite="cards 1.9",
+        reads=True,
     )
     pool: int = option(64, "reflections to choose from, at most", ge=1, le=10_000)
     ghosts: float = option(

@@ -92,11 +92,11 @@ class Estimate:
 
 
 def images_per_second(stage: Stage, threads: int) -> float:
-    """Measure how fast a model of a stage trains here: two small batches, the first to warm up."""
+    """Measure how fast a model of a stage trains here: two batches of sixteen, the first to warm up."""
     dataset = load_dataset(stage.spec["data"])
     model = fresh(complete(from_user(stage.spec["arch"])), dataset.preprocessing, dataset.classes, generator(0))
     model = Runtime.of(pick_device(stage.spec["device"])).place(model)
-    batch = dataset.train.first(64).to(model.device)
+    batch = dataset.train.first(16).to(model.device)
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:

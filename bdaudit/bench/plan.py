@@ -2,25 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, get_args
 
+from bdaudit.attacks.base import Attack
 from bdaudit.bench.cost import passes_of_audit
 from bdaudit.bench.grid import Choice, Grid, Place
 from bdaudit.bench.store import Kind, place_of
 from bdaudit.errors import UsageError, one_line
 from bdaudit.flow.code import code_digest
 from bdaudit.flow.contamination import Contamination
-from bdaudit.flow.identity import digest, plugin_identity
-from bdaudit.flow.implant import Sizes, cut
+from bdaudit.flow.identity import content_digest, digest, plugin_identity
+from bdaudit.flow.implant import Sizes, check_flagged, cut
 from bdaudit.inputs.architectures import complete, from_user
 from bdaudit.inputs.classifier import ArchSpec
 from bdaudit.inputs.datasets import Dataset, load_dataset
-from bdaudit.inputs.files import sha256
 from bdaudit.inputs.goal import Goal
+from bdaudit.inputs.pool import Pool
 from bdaudit.runtime import generator
 
 ADDRESS = 16
@@ -98,15 +99,21 @@ def data_digest(dataset: Dataset) -> str:
 class _Shared:
     """What many stages have in common: for the one who does them, and for their keys.
 
-    like: of what size. images, clean: how many train a model, and how many a defender has. epochs: of that training.
+    like: of what size. train: what a model learns. clean: how many images a defender has. epochs: of that training.
     """
 
     spec: dict[str, Any]
     identity: dict[str, Any]
     like: str = ""
-    images: int = 0
+    train: Pool | None = None
     clean: int = 0
+    classes: int = 0
     epochs: int = 0
+
+    @property
+    def images(self) -> int:
+        """How many a model is trained on."""
+        return len(self.train) if self.train is not None else 0
 
 
 class _Planner:
@@ -168,8 +175,14 @@ class _Planner:
 
     def _victim(self, place: Place) -> Stage:
         shared, attack = self.trained[place.data, place.arch], self._named(place.attack)
-        spec = {**shared.spec, **_told(attack, "attack"), "target": self.grid.victim.target, "seed": place.seed}
-        identity = [shared.identity, attack, self.grid.victim.target, place.seed]
+        target, plugin = self.grid.victim.target, place.attack.plugin
+        assert isinstance(plugin, Attack)
+        assert shared.train is not None
+        check_flagged(plugin, shared.train, plugin.goal(target, shared.classes), self.grid.victim.flagged)
+        files = {name: str(path.resolve()) for name, path in plugin.reads().items()}
+        options = {"options": attack["options"] | files}
+        spec = {**shared.spec, **_told(attack, "attack"), **options, "target": target, "seed": place.seed}
+        identity = [shared.identity, attack, target, place.seed]
         return self._model("victim", identity, self._label(place, "backdoored model", place.attack.label), spec, shared)
 
     def _model(self, kind: Kind, identity: object, label: str, spec: dict[str, Any], shared: _Shared) -> Stage:
@@ -208,14 +221,14 @@ class _Planner:
         shared = {"sizes": sizes, "epochs": victim.epochs, "lr": victim.lr, "device": self.device}
         hashed = data_digest(dataset)
         told = {"data": dataset.name, "data_sha256": hashed, "arch": _text(spec)}
-        code = {"torch": version("torch"), "code": code_digest(*TRAINED_BY)}
-        own = sha256(spec.name.rpartition(":")[0]) if spec.is_code else ""
+        code = running_code(TRAINED_BY, spec)
         return _Shared(
-            shared | told,
-            shared | {"data": hashed, "arch": [str(spec), own]} | code,
+            shared | told | {"code": code},
+            shared | {"data": hashed, "arch": str(spec)} | code,
             like=f"{dataset.name}, {spec}",
-            images=len(parts.train),
+            train=parts.train,
             clean=len(parts.clean),
+            classes=len(dataset.classes),
             epochs=victim.epochs or dataset.epochs,
         )
 
@@ -223,12 +236,26 @@ class _Planner:
         probes = [self._named(choice) for choice in self.grid.probes]
         shared = self.grid.audit.model_dump() | {"policy": self.grid.policy.model_dump(), "device": self.device}
         told = [{"name": p["name"], "options": p["options"]} for p in probes]
-        code = {"torch": version("torch"), "code": code_digest(*AUDITED_BY)}
-        return _Shared(shared | {"probes": told}, shared | {"probes": probes} | code)
+        code = running_code(AUDITED_BY)
+        return _Shared(shared | {"probes": told, "code": code}, shared | {"probes": probes} | code)
+
+
+def running_code(modules: Sequence[str], arch: ArchSpec | None = None) -> dict[str, Any]:
+    """Say what decides a result beside its inputs: libraries' versions, our code, a network of the user's own."""
+    code = {name: _version(name) for name in ("torch", "torchvision", "timm")} | {"code": code_digest(*modules)}
+    own = Path(arch.name.rpartition(":")[0]).parent if arch is not None and arch.is_code else None
+    return code | ({"network": content_digest(own, "*.py")} if own is not None else {})
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return ""
 
 
 def _told(identity: Mapping[str, Any], kind: str) -> dict[str, Any]:
-    return {kind: identity["name"], "options": identity["options"]}
+    return {kind: identity["name"], "options": identity["options"], "plugin": identity["code"]}
 
 
 def _text(spec: ArchSpec) -> str:

@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from bdaudit import api
-from bdaudit.bench.plan import Stage, data_digest
+from bdaudit.bench.plan import AUDITED_BY, TRAINED_BY, Stage, data_digest, running_code
 from bdaudit.errors import InputError
 from bdaudit.flow.contamination import Contamination, defender_pools
+from bdaudit.flow.identity import plugin_identity
 from bdaudit.flow.implant import Sizes
 from bdaudit.flow.run import open_run
+from bdaudit.inputs.architectures import from_user
 from bdaudit.inputs.datasets import Dataset, load_dataset
 from bdaudit.plugins import get
 from bdaudit.report.schema import Policy
@@ -22,7 +24,22 @@ KEPT = "kept"
 
 def perform(stage: Stage, folder: Path) -> None:
     """Make what a stage makes, whole or not at all, below the bench's folder."""
+    check_code(stage)
     {"twin": _twin, "victim": _victim, "cell": _cell}[stage.kind](stage.spec, folder, folder / stage.path)
+
+
+def check_code(stage: Stage) -> None:
+    """Refuse to work with other code than the grid was planned with, which the stage's key names; InputError."""
+    spec, kind = stage.spec, "defense" if stage.kind == "cell" else "attack"
+    arch = from_user(spec["arch"]) if stage.kind != "cell" else None
+    here: dict[str, Any] = running_code(AUDITED_BY if stage.kind == "cell" else TRAINED_BY, arch)
+    planned: dict[str, Any] = dict(spec["code"])
+    if kind in spec:
+        here[spec[kind]] = plugin_identity(get(kind, spec[kind]).parse(spec["options"]))["code"]
+        planned[spec[kind]] = spec["plugin"]
+    if other := [name for name in planned if planned[name] != here.get(name)]:
+        what = "bdaudit's own code" if other[0] == "code" else other[0]
+        raise InputError(f"{what} differs from that which the grid was planned with, here or since then")
 
 
 def _twin(spec: Mapping[str, Any], folder: Path, out: Path) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from bdaudit.cli.common import device_option, json_flag, quiet_option, uniform, warn_broken
-from bdaudit.errors import UsageError
+from bdaudit.errors import UsageError, did_you_mean, one_line
 
 SHOWN = ("terminal", "github", "latex", "csv", "html")
 COMPARED = ("terminal", "github", "latex")
@@ -19,6 +19,8 @@ class Running(click.Group):
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         if args and args[0] not in self.commands and args[0] not in ctx.help_option_names:
+            if (meant := did_you_mean(args[0], self.commands)) and not Path(args[0]).exists():
+                raise click.UsageError(f"no grid and no command {one_line(args[0], 40)!r}{meant}", ctx)
             args = ["run", *args]
         return super().parse_args(ctx, args)
 

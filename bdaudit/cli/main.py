@@ -84,6 +84,9 @@ def _run(arguments: list[str], *, debug: bool) -> int:
         if debug:
             raise
         return _fail(one_line(e, 1000), e.exit_code)
+    except click.exceptions.NoArgsIsHelpError as e:
+        click.echo(e.message, err=True)
+        return 2
     except click.UsageError as e:
         hint = f" (see: {e.ctx.command_path} --help)" if e.ctx else ""
         return _fail(one_line(e.format_message(), 600) + hint, 2)

@@ -19,6 +19,7 @@ from bdaudit.errors import UsageError
 from bdaudit.flow.code import code_digest
 from bdaudit.flow.provenance import describe_model
 from bdaudit.inputs.classifier import Classifier
+from bdaudit.inputs.files import sha256
 from bdaudit.inputs.goal import Goal
 from bdaudit.inputs.pool import Pool
 from bdaudit.probes.base import Backdoor
@@ -36,7 +37,17 @@ def plugin_identity(plugin: Plugin) -> dict[str, Any]:
     origin = plugins.registry().found[plugin.kind, plugin.name].origin
     own = origin.distribution == plugins.BUILT_IN
     code = code_digest(origin.module) if own else f"{origin} {origin.sha256}"
-    return {"kind": plugin.kind, "name": plugin.name, "options": plugin.model_dump(mode="json"), "code": code}
+    read = {name: content_digest(path) for name, path in plugin.reads().items()}
+    named = {"kind": plugin.kind, "name": plugin.name, "options": plugin.model_dump(mode="json"), "code": code}
+    return named | ({"files": read} if read else {})
+
+
+def content_digest(path: Path, pattern: str = "**/*") -> str:
+    """Hash a file, or the names and contents of a folder's files (hex); '' where nothing is: its reader says so."""
+    if path.is_file():
+        return sha256(path)
+    files = sorted(p for p in path.glob(pattern) if p.is_file())
+    return digest([[p.relative_to(path).as_posix(), sha256(p)] for p in files]) if files else ""
 
 
 def identity(plugin: Plugin, available: Mapping[str, Any]) -> dict[str, Any]:

@@ -95,6 +95,7 @@ def implant(
     rng = generator(seed)
     parts = cut(dataset, sizes, spawn(rng))
     goal = attack.goal(target, len(dataset.classes))
+    check_flagged(attack, parts.train, goal, sizes.flagged)
     model = Runtime.of(device).place(fresh(spec, dataset.preprocessing, dataset.classes, spawn(rng)))
     implanted = attack.implant(model, parts.train, target, recipe, spawn(rng))
     models: dict[str, Classifier] = {"model": implanted.model}
@@ -143,6 +144,13 @@ def clean_twin(
     parts = cut(dataset, sizes, spawn(rng))
     twin = Runtime.of(device).place(fresh(spec, dataset.preprocessing, dataset.classes, spawn(rng)))
     return tune(twin, parts.train, recipe, spawn(rng), what="training (clean twin)")
+
+
+def check_flagged(attack: Attack, train: Pool, goal: Goal, size: int) -> None:
+    """Refuse, before anything is trained, more flagged images than the attack will poison; UsageError."""
+    _, poisoned = attack.selected(train, goal)
+    if size > poisoned or size == 0:
+        raise UsageError(f"{size} flagged images were asked for, {attack.name} poisons {poisoned} training images")
 
 
 def flagged_rows(implanted: Implanted, size: int, rng: torch.Generator) -> Pool:

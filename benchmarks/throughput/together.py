@@ -16,6 +16,7 @@ import torch
 from bdaudit.bench.grid_file import parse_grid
 from bdaudit.bench.local import Local
 from bdaudit.bench.plan import Stage, make_plan
+from bdaudit.bench.store import log_of
 from bdaudit.inputs.pool import Pool
 
 T = TypeVar("T")
@@ -79,7 +80,7 @@ def trained(stages: Sequence[Stage], folder: Path) -> list[float]:
         while len(seconds) < len(stages):
             for outcome in executor.wait():
                 if outcome.state != "done":
-                    raise RuntimeError(f"{outcome.reason}\n{outcome.trace}")
+                    raise RuntimeError(f"{outcome.reason} (see {folder / log_of(outcome.key)})")
                 seconds.append(outcome.seconds)
     finally:
         executor.close()

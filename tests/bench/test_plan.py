@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import time
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import pytest
 from bench.benches import grid_of, plan_of
+from PIL import Image
 
 from bdaudit.bench import plan as planning
+from bdaudit.bench import work
 from bdaudit.bench.cost import Estimate, passes_of_audit, span
 from bdaudit.bench.plan import Plan, make_plan
-from bdaudit.errors import UsageError
+from bdaudit.bench.work import check_code
+from bdaudit.errors import InputError, UsageError
 from bdaudit.flow import code
 
 
@@ -83,6 +87,53 @@ def test_other_images_are_other_stages(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not {s.key for s in before.stages} & {s.key for s in plan_of().stages}
 
 
+def test_another_picture_under_the_same_name_is_another_model(tmp_path: Path) -> None:
+    """What is in a file that an option names decides the result; the clean twin does not see it."""
+    picture = tmp_path / "a.png"
+    plans = []
+    for shade in (10, 200):
+        Image.new("L", (16, 16), shade).save(picture)
+        plans.append(plan_of(attacks=[{"name": "blended", "pattern": "image", "image": str(picture)}]))
+    assert keys(plans[0], "twin") == keys(plans[1], "twin")
+    assert not keys(plans[0], "victim") & keys(plans[1], "victim")
+
+
+def test_another_module_beside_a_network_of_the_users_own_is_another_model(tmp_path: Path) -> None:
+    """The file that is named may import it."""
+    own = "from torch import nn\n\ndef make(num_classes=10):\n    return nn.Sequential(nn.Flatten(), nn.Linear(256, num_classes))\n"
+    (tmp_path / "m.py").write_text(own)
+    plans = []
+    for width in (4, 8):
+        (tmp_path / "width.py").write_text(f"W = {width}\n")
+        plans.append(plan_of(arch=f"{tmp_path / 'm.py'}:make"))
+    assert not keys(plans[0], "twin") & keys(plans[1], "twin")
+
+
+@pytest.mark.parametrize("package", ["torch", "torchvision", "timm"])
+def test_another_version_of_a_library_is_another_stage(monkeypatch: pytest.MonkeyPatch, package: str) -> None:
+    before = plan_of()
+    usual = planning._version
+    monkeypatch.setattr(planning, "_version", lambda name: "0.0" if name == package else usual(name))
+    assert not {s.key for s in before.stages} & {s.key for s in plan_of().stages}
+
+
+def test_work_with_other_code_than_was_planned_with_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine of a cluster may have another version; its results would stand under the wrong key."""
+    stages = plan_of().stages
+    for stage in stages:
+        check_code(stage)
+    usual = planning._version
+    with monkeypatch.context() as patch:
+        patch.setattr(planning, "_version", lambda name: "2.11" if name == "torch" else usual(name))
+        with pytest.raises(InputError, match="torch differs from that which the grid was planned with"):
+            check_code(stages[0])
+    monkeypatch.setattr(work, "plugin_identity", lambda plugin: {"code": "edited"})
+    check_code(stages[0])
+    for stage in stages[1:]:
+        with pytest.raises(InputError, match=r"^(badnets|ft|fst) differs"):
+            check_code(stage)
+
+
 def test_other_code_is_another_stage(monkeypatch: pytest.MonkeyPatch) -> None:
     """The hash of what trains a model enters its key, and that of what audits it its cells' keys alone."""
     before = plan_of()
@@ -127,6 +178,8 @@ def test_a_cell_under_two_names_is_refused() -> None:
     ("changes", "words"),
     [
         ({"budgets": [5000], "victim": {"images": 600}}, "digits has 1797 rows: not enough for 600 training, 5000 clean"),
+        ({"victim": {"flagged": 5000}}, "5000 flagged images were asked for, badnets poisons"),
+        ({"victim": {"flagged": 0}}, "0 flagged images were asked for"),
         ({"budgets": [20, 90]}, "budgets: 90 is more than the 60 images of clean under"),
         ({"victim": {"target": 99}}, r"target 99 is out of range: the model has classes 0\.\.9"),
     ],

@@ -163,7 +163,9 @@ class TestCLP:
 
     def test_batchnorm_that_follows_no_convolution_is_an_obstacle(self) -> None:
         body = nn.Sequential(nn.BatchNorm2d(1), nn.Flatten(), nn.Linear(256, 10))
-        with pytest.raises(UsageError, match="clp needs BatchNorm layers that follow convolutions and keep a variance, and finds none"):
+        with pytest.raises(
+            UsageError, match="clp needs BatchNorm layers that follow convolutions and keep a variance, and finds none"
+        ):
             CLP().run({"model": Classifier(body, make_tiny().preprocessing)})
 
 
