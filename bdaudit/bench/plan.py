@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
+from itertools import product
 from pathlib import Path
 from typing import Any, get_args
 
@@ -126,6 +127,11 @@ class _Planner:
         self.identities = {id(c): plugin_identity(c.plugin) for c in choices}
         self.trained = {(data, arch): self._trained(data, arch) for data in grid.data for arch in grid.arch}
         self.audited = self._audited()
+        for shared, choice in product(self.trained.values(), grid.attacks):
+            assert isinstance(choice.plugin, Attack)
+            assert shared.train is not None
+            goal = choice.plugin.goal(grid.victim.target, shared.classes)
+            check_flagged(choice.plugin, shared.train, goal, grid.victim.flagged)
 
     def cell(self, place: Place) -> Stage:
         """Make the stage of a cell, and those that it needs."""
@@ -176,9 +182,6 @@ class _Planner:
     def _victim(self, place: Place) -> Stage:
         shared, attack = self.trained[place.data, place.arch], self._named(place.attack)
         target, plugin = self.grid.victim.target, place.attack.plugin
-        assert isinstance(plugin, Attack)
-        assert shared.train is not None
-        check_flagged(plugin, shared.train, plugin.goal(target, shared.classes), self.grid.victim.flagged)
         files = {name: str(path.resolve()) for name, path in plugin.reads().items()}
         options = {"options": attack["options"] | files}
         spec = {**shared.spec, **_told(attack, "attack"), **options, "target": target, "seed": place.seed}
