@@ -112,7 +112,8 @@ class Pivot:
     def _heads(self, where: Sequence[str]) -> list[str]:
         """Name a place on the axes that run across; a bare number does not say of what."""
         plain = ("data", "arch", "attack", "defense")
-        return [w if axis in plain else f"{axis} {w}" for axis, w in zip(self.axes, where, strict=True)]
+        short = [words.clean(w, 80) for w in where]
+        return [w if axis in plain else f"{axis} {w}" for axis, w in zip(self.axes, short, strict=True)]
 
     def table(self, *, plain: bool = False) -> Table:
         """Lay it out as every renderer takes it; plain: without intervals and deviations."""
@@ -273,6 +274,6 @@ def _notes(cells: Sequence[CellRow], averaged: Sequence[str]) -> list[str]:
     if missing:
         notes.append(f"Of {len(cells)} cells {', '.join(missing)}.")
     if any(c.oracle for c in cells):
-        names = dict.fromkeys(str(c.coordinates["defense"]) for c in cells if c.oracle)
+        names = dict.fromkeys(words.clean(c.coordinates["defense"], 80) for c in cells if c.oracle)
         notes.append(f"{words.ORACLE}: {', '.join(names)} knows the trigger, as no defender does.")
     return notes

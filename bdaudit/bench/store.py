@@ -9,13 +9,14 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from bdaudit.errors import InputError, one_line
+from bdaudit.bench.checked import checked
+from bdaudit.errors import InputError, one_line, quoted
 from bdaudit.report.schema import Report
 
 if TYPE_CHECKING:
@@ -113,10 +114,11 @@ class Failure(NamedTuple):
 
 
 class Store:
-    """The database of one bench folder, open for writing or for reading."""
+    """The database of one bench folder, open for writing or for reading; what it answers is checked and cleaned."""
 
-    def __init__(self, connection: sqlite3.Connection) -> None:
+    def __init__(self, connection: sqlite3.Connection, path: Path) -> None:
         self.connection = connection
+        self.path = path
 
     def adopt(self, plan: Plan) -> None:
         """Make this plan the grid that the folder is for; what earlier ones measured stays, what failed does not."""
@@ -170,18 +172,18 @@ class Store:
 
     def seconds(self) -> dict[str, float]:
         """Map the keys of finished stages to how long they took."""
-        return dict(self.connection.execute("SELECT key, seconds FROM stages WHERE state = 'done' AND seconds > 0"))
+        return dict(self._select(("key", "seconds"), "FROM stages WHERE state = 'done' AND seconds > 0"))
 
     def title(self) -> tuple[str, str]:
         """The grid's title, and its probes in words."""
-        row = self.connection.execute("SELECT title, probes FROM grid").fetchone()
-        return row or ("", "")
+        title, probes = next(self._select(("title", "probes"), "FROM grid"), ("", ""))
+        return title, probes
 
     def cells(self) -> list[CellRow]:
         """List the cells of the grid that was run last, in its order."""
-        rows = self.connection.execute(
-            f"SELECT cell, state, reason, verdict, oracle, {', '.join(COORDINATES)} "
-            "FROM cells JOIN stages ON stages.key = cells.cell WHERE place IS NOT NULL ORDER BY place"
+        rows = self._select(
+            ("cell", "state", "reason", "verdict", "oracle", *COORDINATES),
+            "FROM cells JOIN stages ON stages.key = cells.cell WHERE place IS NOT NULL ORDER BY place",
         )
         return [
             CellRow(cell, dict(zip(COORDINATES, where, strict=True)), state, reason, verdict, bool(oracle))
@@ -191,16 +193,30 @@ class Store:
     def results(self) -> list[Result]:
         """List the findings of the grid that was run last, cell by cell."""
         cells = {c.cell: c for c in self.cells()}
-        rows = self.connection.execute(f"SELECT cell, {', '.join(FIGURES)} FROM results")
+        rows = list(self._select(("cell", *FIGURES), "FROM results"))
+        if stray := next((cell for cell, *_ in rows if cell not in cells), None):
+            raise self._refused(f"cell is {quoted(stray)}, expected one of the grid's")
         return [Result(cells[cell], *figures) for cell, *figures in rows]
 
     def failures(self) -> list[Failure]:
         """List what failed of the last grid, models first; what those block is not listed."""
-        rows = self.connection.execute(
-            "SELECT kind, key, label, reason FROM stages LEFT JOIN cells ON cells.cell = stages.key "
-            "WHERE state = 'failed' AND (kind != 'cell' OR place IS NOT NULL) ORDER BY kind = 'cell', place"
+        rows = self._select(
+            ("kind", "key", "label", "reason"),
+            "FROM stages LEFT JOIN cells ON cells.cell = stages.key "
+            "WHERE state = 'failed' AND (kind != 'cell' OR place IS NOT NULL) ORDER BY kind = 'cell', place",
         )
         return [Failure(*row) for row in rows]
+
+    def _select(self, columns: Sequence[str], rest: str) -> Iterator[list[Any]]:
+        """Ask for columns; every value passes through `checked`."""
+        for row in self.connection.execute(f"SELECT {', '.join(columns)} {rest}"):
+            try:
+                yield [checked(column, value) for column, value in zip(columns, row, strict=True)]
+            except ValueError as e:
+                raise self._refused(e) from None
+
+    def _refused(self, why: object) -> InputError:
+        return InputError(f"{one_line(self.path, 160)}: {why}; it is no bench as bdaudit wrote it")
 
 
 @contextmanager
@@ -215,7 +231,7 @@ def write_store(folder: Path) -> Iterator[Store]:
                 connection.executescript(SCHEMA)
             _check_version(connection, path)
         try:
-            yield Store(connection)
+            yield Store(connection, path)
         finally:
             _settle(connection)
 
@@ -242,7 +258,7 @@ def read_store(folder: Path) -> Iterator[Store]:
         )
     with _sound(path), closing(_reading(path.resolve())) as connection:
         _check_version(connection, path)
-        yield Store(connection)
+        yield Store(connection, path)
 
 
 def _reading(path: Path) -> sqlite3.Connection:
@@ -260,6 +276,7 @@ def _reading(path: Path) -> sqlite3.Connection:
 def _begun(uri: str) -> sqlite3.Connection:
     connection = sqlite3.connect(uri, uri=True, timeout=30)
     try:
+        connection.execute("PRAGMA trusted_schema = OFF")  # as SQLite advises for a file from somebody else
         connection.execute("BEGIN")
         connection.execute("SELECT 1 FROM sqlite_schema").fetchone()  # the moment is that of the first look
     except sqlite3.Error:
