@@ -142,8 +142,7 @@ def pivot(store: Store, *, down: Sequence[str] = (), across: Sequence[str] = (),
             raise UsageError(f"{axis} is named twice; an axis runs down or across")
     cells, results = store.cells(), store.results()
     varied = [a for a in COORDINATES if len({str(c.coordinates[a]) for c in cells}) > 1]
-    rows_by = tuple(down) or tuple(a for a in varied if a not in ("seed", *across)) or ("defense",)
-    rows_by = tuple(a for a in rows_by if a not in across)
+    rows_by = tuple(down) or tuple(a for a in varied if a not in ("seed", *across)) or _otherwise(across)
     figures = tuple(figure(m, results) for m in metrics) or default_figures(results)
     title, _ = store.title()
     averaged = tuple(a for a in varied if a not in (*rows_by, *across))
@@ -159,6 +158,14 @@ def pivot(store: Store, *, down: Sequence[str] = (), across: Sequence[str] = (),
         averaged,
         tuple(_notes(cells, averaged)),
     )
+
+
+def _otherwise(across: Sequence[str]) -> tuple[str]:
+    """Choose an axis for the rows where none that varies is left: every renderer puts names in the first column."""
+    for axis in ("defense", *COORDINATES):
+        if axis not in across:
+            return (axis,)
+    raise UsageError("every axis runs across; leave one for the rows")
 
 
 def figure(text: str, results: Iterable[Result]) -> Figure:

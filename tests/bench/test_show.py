@@ -19,7 +19,7 @@ from bdaudit.bench import page
 from bdaudit.bench.compare import compare
 from bdaudit.bench.pivot import Pivot, pivot
 from bdaudit.bench.show import render
-from bdaudit.bench.store import Store, read_store
+from bdaudit.bench.store import COORDINATES, Store, read_store
 from bdaudit.errors import InputError, UsageError
 
 REPORTS = {
@@ -84,6 +84,19 @@ def test_an_axis_may_run_across(store: Store) -> None:
     assert shown.headers == ["seed 0: O-ASR", "seed 1: O-ASR"]
     assert [[e.text(plain=True) for e in row.entries] for row in shown.rows] == [["50.0%", "70.0%"], ["2.0%", "4.0%"], ["0.0%", ""]]  # fmt: skip
     assert shown.averaged == ()
+
+
+def test_a_column_always_names_the_rows(store: Store) -> None:
+    """Where all that varies runs across, an axis of one value runs down: no figure stands where a name belongs."""
+    shown = pivot(store, across=["defense"], metrics=["c_acc"])
+    assert shown.down == ("data",)
+    assert [row.where for row in shown.rows] == [("digits",)]
+    assert shown.averaged == ("seed",)
+    latex = render(shown, "latex", plain=True)
+    assert "\\raggedright digits & \\textbf{91.0\\%} & 80.0\\% & 95.0\\%" in latex
+    assert pivot(store, across=["data", "defense", "arch"]).down == ("attack",)
+    with pytest.raises(UsageError, match="every axis runs across; leave one for the rows"):
+        pivot(store, across=COORDINATES)
 
 
 def test_what_is_missing_is_said_below_the_table(store: Store) -> None:
