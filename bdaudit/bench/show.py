@@ -42,7 +42,7 @@ def _csv(shown: Pivot) -> str:
     """Write plain numbers: of each figure mean, standard deviation and number of audits; of one audit its interval."""
     out = io.StringIO()
     table = csv.writer(out, lineterminator="\n")
-    heads = [" ".join([*where, f"{f.probe}.{f.subject}.{f.metric}"]) for where in shown.across for f in shown.figures]
+    heads = [" ".join([*where, f.name]) for where in shown.across for f in shown.figures]
     suffixes = ("", " sd", " audits", " low", " high")
     table.writerow([*shown.down, *(_inert(f"{head}{s}") for head in heads for s in suffixes), "verdicts"])
     for row in shown.rows:
