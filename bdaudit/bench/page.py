@@ -72,7 +72,11 @@ def render(store: Store, shown: Pivot, folder: Path, beside: Path) -> str:
         done=sum(c.state == "done" for c in cells),
         probes=words.clean(store.title()[1]),
         headers=[*axes, "verdict", *(f.header for f in shown.figures)],
-        choices=[(axis, list(dict.fromkeys(v))) for axis, v in zip(axes, columns, strict=False) if len(set(v)) > 1],
+        choices=[
+            (i, axis, list(dict.fromkeys(v)))  # i: its column, whatever axes before it leave no choice
+            for i, (axis, v) in enumerate(zip(axes, columns, strict=False))
+            if len(set(v)) > 1
+        ],
         failures=[words.clean(f.said(folder), 1000) for f in store.failures()],
         script=Markup(script),
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),

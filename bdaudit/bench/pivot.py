@@ -32,6 +32,11 @@ class Figure:
     variant: str = ""
 
     @property
+    def name(self) -> str:
+        """What tells it from all others, as --metric takes it."""
+        return f"{self.probe}.{self.subject}.{self.metric}" + (f"[{self.variant}]" if self.variant else "")
+
+    @property
     def header(self) -> str:
         before = "" if self.probe == "evaluation" else f"{words.clean(self.probe, 40)} "
         after = "" if self.subject == "purified" else f" ({self.subject})"
@@ -112,7 +117,8 @@ class Pivot:
     def _heads(self, where: Sequence[str]) -> list[str]:
         """Name a place on the axes that run across; a bare number does not say of what."""
         plain = ("data", "arch", "attack", "defense")
-        return [w if axis in plain else f"{axis} {w}" for axis, w in zip(self.axes, where, strict=True)]
+        short = [words.clean(w, 80) for w in where]
+        return [w if axis in plain else f"{axis} {w}" for axis, w in zip(self.axes, short, strict=True)]
 
     def table(self, *, plain: bool = False) -> Table:
         """Lay it out as every renderer takes it; plain: without intervals and deviations."""
@@ -130,7 +136,8 @@ def pivot(store: Store, *, down: Sequence[str] = (), across: Sequence[str] = (),
     """Arrange what a bench has found.
 
     down, across: axes; by default those with several values run down, seeds aside. metrics: `[PROBE.][SUBJECT.]METRIC`,
-    by default accuracy, attack success and what each reactivation reached. Means are over all axes that are not named.
+    with `[VARIANT]` after it where it has one; by default accuracy, attack success and what each reactivation reached.
+    Means are over all axes that are not named.
     """
     for axis in (*down, *across):
         if axis not in COORDINATES:
@@ -141,8 +148,7 @@ def pivot(store: Store, *, down: Sequence[str] = (), across: Sequence[str] = (),
             raise UsageError(f"{axis} is named twice; an axis runs down or across")
     cells, results = store.cells(), store.results()
     varied = [a for a in COORDINATES if len({str(c.coordinates[a]) for c in cells}) > 1]
-    rows_by = tuple(down) or tuple(a for a in varied if a not in ("seed", *across)) or ("defense",)
-    rows_by = tuple(a for a in rows_by if a not in across)
+    rows_by = tuple(down) or tuple(a for a in varied if a not in ("seed", *across)) or _otherwise(across)
     figures = tuple(figure(m, results) for m in metrics) or default_figures(results)
     title, _ = store.title()
     averaged = tuple(a for a in varied if a not in (*rows_by, *across))
@@ -160,6 +166,14 @@ def pivot(store: Store, *, down: Sequence[str] = (), across: Sequence[str] = (),
     )
 
 
+def _otherwise(across: Sequence[str]) -> tuple[str]:
+    """Choose an axis for the rows where none that varies is left: every renderer puts names in the first column."""
+    for axis in ("defense", *COORDINATES):
+        if axis not in across:
+            return (axis,)
+    raise UsageError("every axis runs across; leave one for the rows")
+
+
 def figure(text: str, results: Iterable[Result]) -> Figure:
     """Read which figure a column is to show; one that nothing measured is an error."""
     matched = _FIGURE.fullmatch(text.strip())
@@ -168,21 +182,26 @@ def figure(text: str, results: Iterable[Result]) -> Figure:
         *names, metric = [*filter(None, matched[1].split(".")), matched[2]]
         subject = next((n for n in names if n in _SUBJECTS), "purified")
         probes = [n for n in names if n not in _SUBJECTS]
-        asked = (subject, metric, matched[3] or "")
-        found = [f for f in known if (f.subject, f.metric, f.variant) == asked and (not probes or f.probe in probes)]
-        if len(found) > 1:
-            raise UsageError(
-                f"--metric {one_line(text, 60)}: measured by {' and '.join(f.probe for f in found)}; say which, as "
-                f"{found[0].probe}.{metric}"
-            )
-        if found:
+        meant = [f for f in known if (f.subject, f.metric) == (subject, metric) and (not probes or f.probe in probes)]
+        found = [f for f in meant if f.variant == (matched[3] or "")]
+        if len(found) == 1:
             return found[0]
-    names = [f"{f.probe}.{f.subject}.{f.metric}" + (f"[{f.variant}]" if f.variant else "") for f in known]
-    close = did_you_mean(text, dict.fromkeys([*names, *(f.metric for f in known)]))
+        if found or (meant and matched[3] is None):
+            raise UsageError(
+                f"--metric {one_line(text, 60)}: is not exact enough; say which: {_listed(found or meant)}"
+            )
+    counts = Counter(f.metric for f in known if f.subject == "purified" and not f.variant)
+    enough = [metric for metric, n in counts.items() if n == 1]
+    close = did_you_mean(text, dict.fromkeys([*(f.name for f in known), *enough]))
     raise UsageError(
-        f"--metric {one_line(text, 60)}: no such figure was measured{close}; as PROBE.SUBJECT.METRIC there are: "
-        f"{', '.join(one_line(n, 60) for n in names[:12])}{', ...' if len(names) > 12 else ''}"
+        f"--metric {one_line(text, 60)}: no such figure was measured{close}; as PROBE.SUBJECT.METRIC[VARIANT] there are: "
+        f"{_listed(list(known))}"
     )
+
+
+def _listed(figures: Sequence[Figure]) -> str:
+    """List figures by names that --metric takes."""
+    return ", ".join([one_line(f.name, 160) for f in figures[:12]] + ["..."] * (len(figures) > 12))
 
 
 def default_figures(results: Iterable[Result]) -> tuple[Figure, ...]:
@@ -273,6 +292,6 @@ def _notes(cells: Sequence[CellRow], averaged: Sequence[str]) -> list[str]:
     if missing:
         notes.append(f"Of {len(cells)} cells {', '.join(missing)}.")
     if any(c.oracle for c in cells):
-        names = dict.fromkeys(str(c.coordinates["defense"]) for c in cells if c.oracle)
+        names = dict.fromkeys(words.clean(c.coordinates["defense"], 80) for c in cells if c.oracle)
         notes.append(f"{words.ORACLE}: {', '.join(names)} knows the trigger, as no defender does.")
     return notes

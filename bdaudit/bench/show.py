@@ -42,18 +42,16 @@ def _csv(shown: Pivot) -> str:
     """Write plain numbers: of each figure mean, standard deviation and number of audits; of one audit its interval."""
     out = io.StringIO()
     table = csv.writer(out, lineterminator="\n")
-    table.writerow([
-        *shown.down,
-        *(f"{' '.join([*where, f'{f.probe}.{f.subject}.{f.metric}'])}{suffix}" for where in shown.across for f in shown.figures for suffix in ("", " sd", " audits", " low", " high")),
-        "verdicts",
-    ])  # fmt: skip
+    heads = [" ".join([*where, f.name]) for where in shown.across for f in shown.figures]
+    suffixes = ("", " sd", " audits", " low", " high")
+    table.writerow([*shown.down, *(_inert(f"{head}{s}") for head in heads for s in suffixes), "verdicts"])
     for row in shown.rows:
         cells: list[object] = []
         for e in row.entries:
             one = e.results[0] if len(e.results) == 1 else None
             cells += [e.mean if e.results else "", e.spread if e.spread is not None else "", len(e.results)]
             cells += [one.low, one.high] if one and one.low is not None else ["", ""]
-        table.writerow([*map(_inert, row.where), *cells, row.verdicts])
+        table.writerow([*map(_inert, row.where), *cells, _inert(row.verdicts)])
     return out.getvalue()
 
 

@@ -9,13 +9,14 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import closing, contextmanager
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from bdaudit.errors import InputError, one_line
+from bdaudit.bench.checked import checked
+from bdaudit.errors import InputError, one_line, quoted
 from bdaudit.report.schema import Report
 
 if TYPE_CHECKING:
@@ -113,10 +114,11 @@ class Failure(NamedTuple):
 
 
 class Store:
-    """The database of one bench folder, open for writing or for reading."""
+    """The database of one bench folder, open for writing or for reading; what it answers is checked and cleaned."""
 
-    def __init__(self, connection: sqlite3.Connection) -> None:
+    def __init__(self, connection: sqlite3.Connection, path: Path) -> None:
         self.connection = connection
+        self.path = path
 
     def adopt(self, plan: Plan) -> None:
         """Make this plan the grid that the folder is for; what earlier ones measured stays, what failed does not."""
@@ -170,18 +172,18 @@ class Store:
 
     def seconds(self) -> dict[str, float]:
         """Map the keys of finished stages to how long they took."""
-        return dict(self.connection.execute("SELECT key, seconds FROM stages WHERE state = 'done' AND seconds > 0"))
+        return dict(self._select(("key", "seconds"), "FROM stages WHERE state = 'done' AND seconds > 0"))
 
     def title(self) -> tuple[str, str]:
         """The grid's title, and its probes in words."""
-        row = self.connection.execute("SELECT title, probes FROM grid").fetchone()
-        return row or ("", "")
+        title, probes = next(self._select(("title", "probes"), "FROM grid"), ("", ""))
+        return title, probes
 
     def cells(self) -> list[CellRow]:
         """List the cells of the grid that was run last, in its order."""
-        rows = self.connection.execute(
-            f"SELECT cell, state, reason, verdict, oracle, {', '.join(COORDINATES)} "
-            "FROM cells JOIN stages ON stages.key = cells.cell WHERE place IS NOT NULL ORDER BY place"
+        rows = self._select(
+            ("cell", "state", "reason", "verdict", "oracle", *COORDINATES),
+            "FROM cells JOIN stages ON stages.key = cells.cell WHERE place IS NOT NULL ORDER BY place",
         )
         return [
             CellRow(cell, dict(zip(COORDINATES, where, strict=True)), state, reason, verdict, bool(oracle))
@@ -191,16 +193,30 @@ class Store:
     def results(self) -> list[Result]:
         """List the findings of the grid that was run last, cell by cell."""
         cells = {c.cell: c for c in self.cells()}
-        rows = self.connection.execute(f"SELECT cell, {', '.join(FIGURES)} FROM results")
+        rows = list(self._select(("cell", *FIGURES), "FROM results"))
+        if stray := next((cell for cell, *_ in rows if cell not in cells), None):
+            raise self._refused(f"cell is {quoted(stray)}, expected one of the grid's")
         return [Result(cells[cell], *figures) for cell, *figures in rows]
 
     def failures(self) -> list[Failure]:
         """List what failed of the last grid, models first; what those block is not listed."""
-        rows = self.connection.execute(
-            "SELECT kind, key, label, reason FROM stages LEFT JOIN cells ON cells.cell = stages.key "
-            "WHERE state = 'failed' AND (kind != 'cell' OR place IS NOT NULL) ORDER BY kind = 'cell', place"
+        rows = self._select(
+            ("kind", "key", "label", "reason"),
+            "FROM stages LEFT JOIN cells ON cells.cell = stages.key "
+            "WHERE state = 'failed' AND (kind != 'cell' OR place IS NOT NULL) ORDER BY kind = 'cell', place",
         )
         return [Failure(*row) for row in rows]
+
+    def _select(self, columns: Sequence[str], rest: str) -> Iterator[list[Any]]:
+        """Ask for columns; every value passes through `checked`."""
+        for row in self.connection.execute(f"SELECT {', '.join(columns)} {rest}"):
+            try:
+                yield [checked(column, value) for column, value in zip(columns, row, strict=True)]
+            except ValueError as e:
+                raise self._refused(e) from None
+
+    def _refused(self, why: object) -> InputError:
+        return InputError(f"{one_line(self.path, 160)}: {why}; it is no bench as bdaudit wrote it")
 
 
 @contextmanager
@@ -214,21 +230,63 @@ def write_store(folder: Path) -> Iterator[Store]:
             if not connection.execute("PRAGMA user_version").fetchone()[0]:
                 connection.executescript(SCHEMA)
             _check_version(connection, path)
-        yield Store(connection)
+        try:
+            yield Store(connection, path)
+        finally:
+            _settle(connection)
+
+
+def _settle(connection: sqlite3.Connection) -> None:
+    """Leave an ordinary file: in WAL mode SQLite cannot read one where it may not write a log beside it.
+
+    While somebody else has it open it stays in that mode, all that was found in the one file, until the next run ends.
+    """
+    with suppress(sqlite3.Error):  # nothing is lost by it: the log is read as well
+        connection.rollback()
+        connection.execute("PRAGMA busy_timeout = 5000")  # for whoever is reading just now
+        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        connection.execute("PRAGMA journal_mode = DELETE")
 
 
 @contextmanager
 def read_store(folder: Path) -> Iterator[Store]:
-    """Open a bench folder's database for reading, also while a grid is being run."""
+    """Open a bench folder's database for reading, also while a grid is being run: all that is read is of one moment."""
     path = folder / FILE
     if not path.is_file():
         raise InputError(
             f"{one_line(folder, 160)}: holds no bench (there is no {FILE}); make one with: bdaudit bench GRID.toml --out DIR"
         )
-    with _sound(path), closing(sqlite3.connect(path, timeout=30)) as connection:
-        connection.execute("PRAGMA query_only = ON")
+    with _sound(path), closing(_reading(path.resolve())) as connection:
         _check_version(connection, path)
-        yield Store(connection)
+        yield Store(connection, path)
+
+
+def _reading(path: Path) -> sqlite3.Connection:
+    """Connect for reading alone, whether or not anything may be written beside the file."""
+    try:
+        return _begun(f"{path.as_uri()}?mode=ro")
+    except sqlite3.OperationalError as e:
+        # In WAL mode, with no log there and none that can be made. So nobody writes, and the file is all there is.
+        refused = e.sqlite_errorcode & 0xFF in (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN)
+        if not refused or any(_holds(path.with_name(path.name + log)) for log in ("-wal", "-journal")):
+            raise
+        return _begun(f"{path.as_uri()}?mode=ro&immutable=1")
+
+
+def _begun(uri: str) -> sqlite3.Connection:
+    connection = sqlite3.connect(uri, uri=True, timeout=30)
+    try:
+        connection.execute("PRAGMA trusted_schema = OFF")  # as SQLite advises for a file from somebody else
+        connection.execute("BEGIN")
+        connection.execute("SELECT 1 FROM sqlite_schema").fetchone()  # the moment is that of the first look
+    except sqlite3.Error:
+        connection.close()
+        raise
+    return connection
+
+
+def _holds(path: Path) -> bool:
+    return path.exists() and path.stat().st_size > 0
 
 
 @contextmanager

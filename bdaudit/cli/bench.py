@@ -134,7 +134,7 @@ def run(
     "metrics",
     multiple=True,
     metavar="[PROBE.][SUBJECT.]METRIC",
-    help="A figure to show (repeatable): c_acc, retune.p_asr, qra.reference.p_asr.",
+    help="A figure to show (repeatable): c_acc, retune.p_asr, qra.reference.p_asr, 'lmc.t_asr20[from the suspect]'.",
 )
 @click.option("--plain", is_flag=True, help="Figures alone, without intervals and deviations.")
 @click.option("--out", type=click.Path(path_type=Path), help="Write to a file instead of stdout.")

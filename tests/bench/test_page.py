@@ -104,6 +104,23 @@ def test_rows_are_filtered_by_words_and_by_axis(shown: tuple[Page, list[str]]) -
     assert len(column(page, "attack")) == 6
 
 
+def test_a_filter_finds_its_column_where_an_earlier_axis_has_one_value(browser: Browser, tmp_path: Path) -> None:
+    """Of one attack there is no choice, but it has a column: what filters by defense is not held against it."""
+    badnets = {label: report for label, report in REPORTS.items() if label.startswith("badnets")}
+    finished(tmp_path, plan_of(seeds=[0, 1]), badnets)
+    with write_store(tmp_path) as store:
+        write_page(store, pivot(store), tmp_path)
+    page = browser.new_page()
+    page.goto((tmp_path / "bench.html").as_uri())
+    assert page.locator("#filters select").count() == 2
+    page.get_by_label("defense").select_option("fst epochs=1")
+    assert column(page, "defense") == ["fst epochs=1"] * 2
+    page.get_by_label("seed").select_option("1")
+    assert column(page, "seed") == ["1"]
+    assert page.locator("#count").inner_text() == "1 of 4 audits"
+    page.close()
+
+
 def test_every_audit_opens_its_report(shown: tuple[Page, list[str]], folder: Path) -> None:
     """From the list and from the summary, through a folder's name with a space in it; a failed one has no link."""
     page, _ = shown

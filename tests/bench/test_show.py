@@ -19,7 +19,7 @@ from bdaudit.bench import page
 from bdaudit.bench.compare import compare
 from bdaudit.bench.pivot import Pivot, pivot
 from bdaudit.bench.show import render
-from bdaudit.bench.store import Store, read_store
+from bdaudit.bench.store import COORDINATES, Store, read_store
 from bdaudit.errors import InputError, UsageError
 
 REPORTS = {
@@ -84,6 +84,19 @@ def test_an_axis_may_run_across(store: Store) -> None:
     assert shown.headers == ["seed 0: O-ASR", "seed 1: O-ASR"]
     assert [[e.text(plain=True) for e in row.entries] for row in shown.rows] == [["50.0%", "70.0%"], ["2.0%", "4.0%"], ["0.0%", ""]]  # fmt: skip
     assert shown.averaged == ()
+
+
+def test_a_column_always_names_the_rows(store: Store) -> None:
+    """Where all that varies runs across, an axis of one value runs down: no figure stands where a name belongs."""
+    shown = pivot(store, across=["defense"], metrics=["c_acc"])
+    assert shown.down == ("data",)
+    assert [row.where for row in shown.rows] == [("digits",)]
+    assert shown.averaged == ("seed",)
+    latex = render(shown, "latex", plain=True)
+    assert "\\raggedright digits & \\textbf{91.0\\%} & 80.0\\% & 95.0\\%" in latex
+    assert pivot(store, across=["data", "defense", "arch"]).down == ("attack",)
+    with pytest.raises(UsageError, match="every axis runs across; leave one for the rows"):
+        pivot(store, across=COORDINATES)
 
 
 def test_what_is_missing_is_said_below_the_table(store: Store) -> None:
@@ -159,9 +172,57 @@ def test_a_metric_that_two_probes_measured_must_be_said_whose(tmp_path: Path) ->
     )
     finished(tmp_path, plan_of(), {"badnets, ft epochs=1, seed 0": twice})
     with read_store(tmp_path) as store:
-        with pytest.raises(UsageError, match=r"measured by retune and qra; say which, as retune\.p_asr"):
+        with pytest.raises(UsageError, match="p_asr: is not exact enough; say which: ") as e:
             pivot(store, metrics=["p_asr"])
+        offered = str(e.value).partition("say which: ")[2].split(", ")
+        assert offered == ["retune.purified.p_asr", "qra.purified.p_asr"]
+        assert [f.header for f in pivot(store, metrics=offered).figures] == ["retune P-ASR", "qra P-ASR"]
         assert [f.header for f in pivot(store).figures] == ["C-ACC", "O-ASR", "retune P-ASR", "qra P-ASR"]
+
+
+@pytest.fixture
+def lines(tmp_path: Path) -> Iterator[Store]:
+    """A bench whose audits went along straight lines between the models: figures that variants alone tell apart."""
+    report = report_of(0.9, 0.1, 0.5)
+    along = [
+        report.findings[0].model_copy(
+            update={"probe": "lmc", "metric": "t_asr20", "variant": variant, "value": value, "n": None}
+        )
+        for variant, value in (("from the suspect", 0.25), ("from the reference", 0.75))
+    ]
+    report = report.model_copy(update={"findings": [*report.findings, *along]})
+    finished(tmp_path, plan_of(), {"badnets, ft epochs=1, seed 0": report})
+    with read_store(tmp_path) as store:
+        yield store
+
+
+def test_csv_tells_variants_of_a_figure_apart(lines: Store) -> None:
+    """No two columns are called the same, and what one is called is what --metric takes."""
+    names = [f"lmc.purified.t_asr20[from the {end}]" for end in ("suspect", "reference")]
+    text = render(pivot(lines, metrics=names), "csv")
+    head = next(csv.reader(io.StringIO(text)))
+    assert len(set(head)) == len(head)
+    row = next(csv.DictReader(io.StringIO(text)))
+    assert [float(row[name]) for name in names] == [0.25, 0.75]
+
+
+@pytest.mark.parametrize("asked", ["lmc.t_asr20", "t_asr20", "lmc.purified.t_asr20"])
+def test_a_figure_that_has_variants_is_offered_with_them(lines: Store, asked: str) -> None:
+    """Whatever is offered can be asked for."""
+    with pytest.raises(UsageError, match="say which: ") as e:
+        pivot(lines, metrics=[asked])
+    offered = str(e.value).partition("say which: ")[2].split(", ")
+    assert offered == ["lmc.purified.t_asr20[from the suspect]", "lmc.purified.t_asr20[from the reference]"]
+    assert len(pivot(lines, metrics=offered).figures) == 2
+
+
+def test_what_is_meant_by_a_misspelt_figure_can_be_asked_for(lines: Store) -> None:
+    """A bare metric is offered where it is enough, with its variant where it is not."""
+    for wrong in ("t_asr02", "o_ars", "lmc.purified.t_asr20[from the suspekt]"):
+        with pytest.raises(UsageError, match="did you mean") as e:
+            pivot(lines, metrics=[wrong])
+        meant = str(e.value).partition("did you mean ")[2].partition("?")[0].split(" or ")
+        assert pivot(lines, metrics=meant).figures
 
 
 def test_two_benches_are_compared_seed_by_seed(store: Store, tmp_path: Path) -> None:

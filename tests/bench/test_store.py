@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import shutil
 import sqlite3
+from contextlib import closing
 from pathlib import Path
 
 import pandas
 import pytest
 from bench.benches import finished, plan_of, report_of
+from readonly import read_only
 
 from bdaudit.bench import store as store_module
-from bdaudit.bench.store import FILE, read_store, write_store
+from bdaudit.bench.store import FILE, CellRow, Store, read_store, write_store
 from bdaudit.errors import InputError
 
 GONE, LEFT = report_of(0.9, 0.01, 0.6), report_of(0.8, 0.5, 0.9)
@@ -39,6 +42,85 @@ def test_the_database_is_one_file_once_it_is_closed(folder: Path) -> None:
         with read_store(folder) as reader:
             assert len(reader.cells()) == 2
     assert [p.name for p in folder.iterdir() if p.name.startswith(FILE)] == [FILE]
+
+
+def test_a_finished_bench_is_read_where_nothing_may_be_written(folder: Path) -> None:
+    """A colleague's folder, or one on a read-only disk: by bdaudit, and by the documented line of pandas."""
+    with read_only(folder):
+        with pytest.raises(PermissionError):
+            (folder / "x").touch()
+        with read_store(folder) as reader:
+            assert len(reader.results()) == 6
+        frame = pandas.read_sql("SELECT * FROM results", sqlite3.connect(folder / FILE))
+        assert len(frame) == 6
+
+
+def test_a_bench_that_was_left_in_wal_mode_is_read_there_too(folder: Path) -> None:
+    """As earlier versions left all of theirs: no log beside the file, and none can be made."""
+    with closing(sqlite3.connect(folder / FILE)) as connection:
+        connection.execute("PRAGMA journal_mode = WAL")
+    with read_only(folder), read_store(folder) as reader:
+        assert len(reader.results()) == 6
+
+
+def test_what_a_log_holds_is_never_read_past(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """A killed run's log holds its last findings: where it cannot be read, the file is not shown without them."""
+    copy = tmp_path_factory.mktemp("copy")
+    with write_store(folder) as store:
+        store.adopt(plan_of(defenses=["pl"]))
+        for name in (FILE, f"{FILE}-wal"):
+            shutil.copyfile(folder / name, copy / name)
+    with read_only(copy), pytest.raises(InputError, match="cannot be used as"), read_store(copy):
+        pass
+    with read_store(copy) as reader:
+        assert [c.coordinates["defense"] for c in reader.cells()] == ["pl"]
+
+
+def test_a_run_beside_a_reader_ends_well_and_is_all_in_the_file(folder: Path) -> None:
+    """Somebody's notebook holds the file open as the run ends: both go on, and the next run tidies up."""
+    plan = plan_of(defenses=["pl"])
+    with closing(sqlite3.connect(folder / FILE)) as notebook:
+        with write_store(folder) as store:
+            assert len(notebook.execute("SELECT * FROM results").fetchall()) == 6
+            store.adopt(plan)
+            store.finish(plan.cells[0].stage, 1.0, LEFT)
+        assert len(notebook.execute("SELECT * FROM results").fetchall()) == 3
+        assert (folder / f"{FILE}-wal").stat().st_size == 0
+        with read_only(folder), read_store(folder) as reader:
+            assert len(reader.results()) == 3
+    with write_store(folder):
+        pass
+    assert [p.name for p in folder.iterdir() if p.name.startswith(FILE)] == [FILE]
+    with closing(sqlite3.connect(folder / FILE)) as connection:
+        assert connection.execute("PRAGMA journal_mode").fetchone() == ("delete",)
+
+
+def test_a_run_that_is_stopped_leaves_an_ordinary_file_as_well(folder: Path) -> None:
+    """Ctrl-C, in the middle of a transaction: nothing of that one, all of those before."""
+    with pytest.raises(KeyboardInterrupt), write_store(folder) as store:
+        store.connection.execute("DELETE FROM findings")
+        raise KeyboardInterrupt
+    with read_only(folder), closing(sqlite3.connect(folder / FILE)) as connection:
+        assert connection.execute("SELECT count(*) FROM findings").fetchone() == (6,)
+
+
+def test_all_that_a_reader_sees_is_of_one_moment(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run takes up a larger grid between two questions: the findings are still those of the cells listed."""
+    listed = Store.cells
+    with write_store(folder) as run:
+        run.adopt(plan_of(defenses=["fst epochs=1"]))
+
+        def cells(store: Store) -> list[CellRow]:
+            found = listed(store)
+            run.adopt(plan_of())
+            return found
+
+        monkeypatch.setattr(Store, "cells", cells)
+        with read_store(folder) as reader:
+            assert {r.cell.coordinates["defense"] for r in reader.results()} == {"fst epochs=1"}
+    monkeypatch.undo()
+    with read_store(folder) as reader:
+        assert len(reader.results()) == 6
 
 
 def test_another_grid_in_the_folder_shows_its_own_cells_and_keeps_the_others(folder: Path) -> None:
