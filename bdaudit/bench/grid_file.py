@@ -158,6 +158,8 @@ def _choices(
     for entry in entries:
         name, own = _entry(entry, f"{shown}: {axis}")
         cls = _lookup(kind, name, f"{shown}: {axis}")
+        if empty := [option for option, value in own.items() if value == []]:
+            raise InputError(f"{shown}: {axis}: {name}: {one_line(empty[0], 40)} is an empty list")
         for values in product(*(_listed(v) for v in own.values())):
             varied = dict(zip(own, values, strict=True))
             label = " ".join([name, *(f"{k}={_word(v)}" for k, v in varied.items())])

@@ -68,7 +68,7 @@ def cut(dataset: Dataset, sizes: Sizes, rng: torch.Generator) -> Parts:
     train = sizes.train if sizes.train >= 0 else len(rows) * 7 // 10
     clean = sizes.clean if sizes.clean >= 0 else max(train // 10, min(200, n // 10))
     left = len(rows) - train - clean
-    reserve = sizes.reserve if sizes.reserve >= 0 else min(1500, left)
+    reserve = sizes.reserve if sizes.reserve >= 0 else max(1, min(1500, left))
     if left < reserve or min(train, clean, reserve, len(test)) < 1:
         raise UsageError(
             f"{dataset.name} has {n} rows: not enough for {train} training, {clean} clean, {reserve} reserve "

@@ -81,6 +81,7 @@ def test_a_grid_is_read_from_its_file(tmp_path: Path) -> None:
         ({"exclude": [{"defense": "ft"}]}, "unknown axis 'defense'; did you mean defenses"),
         ({"exclude": [{"defenses": "pl"}]}, "defenses has no 'pl'"),
         ({"exclude": [{}]}, "would leave out everything"),
+        ({"defenses": [{"name": "ft", "epochs": []}]}, "defenses: ft: epochs is an empty list"),
         ({"exclude": [{"defenses": ["ft", "fst"]}]}, "the grid is empty: the exclusions leave no cell"),
         ({"seeds": list(range(200_000))}, "400,000 cells, at most 100,000"),
     ],

@@ -177,7 +177,7 @@ def test_a_cell_under_two_names_is_refused() -> None:
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"budgets": [5000], "victim": {"images": 600}}, "digits has 1797 rows: not enough for 600 training, 5000 clean"),
+        ({"budgets": [5000], "victim": {"images": 600}}, "not enough for 600 training, 5000 clean, 1 reserve and"),
         ({"victim": {"flagged": 5000}}, "5000 flagged images were asked for, badnets poisons"),
         ({"victim": {"flagged": 0}}, "0 flagged images were asked for"),
         ({"budgets": [20, 90]}, "budgets: 90 is more than the 60 images of clean under"),
