@@ -91,10 +91,10 @@ def goals(rows: list[Row]) -> str:
         return lambda attack: mean(rows, attack, "sep", eps, "o_asr")
 
     def above_ep(attack: str) -> float | None:
-        return difference(mean(rows, attack, "sep", 0.1, "p_asr"), mean(rows, attack, "ep", 0.0, "p_asr"))
+        return difference(found(rows, attack, "sep", 0.1), found(rows, attack, "ep", 0.0), "p_asr")
 
     def below_ft(attack: str) -> float | None:
-        return difference(mean(rows, attack, "ft", 0.1, "c_acc"), mean(rows, attack, "sep", 0.1, "c_acc"))
+        return difference(found(rows, attack, "ft", 0.1), found(rows, attack, "sep", 0.1), "c_acc")
 
     lines = [
         judged("O-ASR at most 3% at eps .1", 0.03, o_asr(0.1)),
@@ -124,13 +124,15 @@ def adaptive(rows: list[Row]) -> str:
 
 
 def robust(rows: list[Row]) -> str:
-    """One line an attack: robust accuracy before, after EP on pure pools, after `sep`, and with its first guess."""
+    """One line a run: robust accuracy before, after EP on pure pools, after `sep`, and with its first guess."""
     columns = [("", 0.0), ("ep", 0.0), ("sep", 0.1), ("sep rounds=0", 0.1)]
     lines = []
-    for attack in attacks(rows, "sep"):
-        values = [mean(rows, attack, name, eps, "robust_acc") for name, eps in columns]
-        if values[2] is not None:
-            lines.append([attack, *("" if value is None else f"{100 * value:.1f}" for value in values)])
+    for run in sorted({row["run"] for row in rows if (row["defense"], row["eps"]) == ("sep", 0.1)}):
+        there = {(row["defense"], row["eps"]): row.get("robust_acc") for row in rows if row["run"] == run}
+        values = [there.get(column) for column in columns]
+        if values[1] is None:
+            continue
+        lines.append([run, *("" if value is None else f"{100 * value:.1f}" for value in values)])
     return laid_out(lines, ["", "suspect", "EP", "`sep`, eps .1", "`-o rounds=0`"])
 
 
@@ -189,9 +191,11 @@ def mean(rows: list[Row], attack: str, name: str, eps: float, metric: str) -> fl
     return statistics.fmean(values) if values else None
 
 
-def difference(a: float | None, b: float | None) -> float | None:
-    """Take a - b where both are known."""
-    return None if a is None or b is None else a - b
+def difference(a: list[Row], b: list[Row], metric: str) -> float | None:
+    """Average a - b over the runs that both were measured on; None where there are none."""
+    first, second = ({row["run"]: row[metric] for row in rows} for rows in (a, b))
+    both = first.keys() & second.keys()
+    return statistics.fmean(first[run] - second[run] for run in both) if both else None
 
 
 def cell(rows: list[Row], attack: str, name: str, eps: float) -> str:
