@@ -15,7 +15,7 @@ from bdaudit.runtime import seeded, spawn
 from bdaudit.training.division import Division
 from bdaudit.training.loop import Recipe, Training, batches
 from bdaudit.training.mixmatch import SemiSupervised
-from bdaudit.training.progress import say, track
+from bdaudit.training.progress import track
 from bdaudit.training.resume import resumed
 from bdaudit.training.samples import largest, largest_count, losses_of
 
@@ -64,10 +64,7 @@ class ASD(MixMatching):
                     fall = loss - self._virtual(fresh, f.pool.first(len(train)), spawn(rng)) if by_meta else loss
                     pool = largest(-fall, self.share)
                     keep["scores"] = -fall
-                said = f"{int(pool.sum()) + len(seeds):,} of {len(everything):,} images in the clean pool"
-                say(f"asd: epoch {t + 1} of {total}: {said}")
-                advance(0, said)
-                f.epoch(torch.cat([pool, given]), advance)
+                f.epoch(torch.cat([pool, given]), advance, f"asd: epoch {t + 1} of {total}")
                 keep["history"] = torch.cat([keep["history"], pool[None]])
         return fresh, self.by_contradiction(fresh, train, keep)
 

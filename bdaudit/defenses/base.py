@@ -18,6 +18,8 @@ from bdaudit.inputs.pool import Pool
 from bdaudit.report.schema import Measurement
 from bdaudit.training.augment import Augment
 from bdaudit.training.loop import Recipe
+from bdaudit.training.metrics import accuracy
+from bdaudit.training.progress import say
 
 
 @dataclass(frozen=True)
@@ -137,6 +139,29 @@ class Judging(Defense):
         held, tuning = clean.shuffled(rng).split(math.ceil(self.held_out * len(clean)))
         return held, tuning
 
+    def least(self, model: Classifier, held: Pool) -> float:
+        """Say what accuracy on the held-out images is enough: little below the given model's."""
+        return accuracy(model, held).value - self.accuracy_drop
+
+    def strongest(
+        self, strengths: Iterable[float], tuned: Callable[[float], Classifier], held: Pool, least: float, what: str
+    ) -> tuple[Classifier, float]:
+        """Tune at one strength after another, the largest first, until held-out accuracy is at least so much.
+
+        Where it never is, the most accurate model is taken, and of equals the one of the larger strength.
+        """
+        tried: list[tuple[float, float, Classifier]] = []
+        for strength in strengths:
+            model = tuned(strength)
+            tried.append((accuracy(model, held).value, strength, model))
+            say(
+                f"{self.name}: {what} {strength:.2g}, held-out accuracy {tried[-1][0]:.3f} (wanted at least {least:.3f})"
+            )
+            if tried[-1][0] >= least:
+                break
+        _, strength, model = max(tried, key=lambda one: one[:2])
+        return model, strength
+
 
 def reinitialise(layer: nn.Linear, rng: torch.Generator) -> None:
     """Redraw weight and bias from U(-b, b) with b = 1/sqrt(fan_in) (FST-repo; cards 2.1)."""
@@ -145,6 +170,19 @@ def reinitialise(layer: nn.Linear, rng: torch.Generator) -> None:
         for tensor in (layer.weight, layer.bias):
             if tensor is not None:
                 tensor.copy_(torch.empty(tensor.shape).uniform_(-bound, bound, generator=rng))
+
+
+class Redrawing(Tuning):
+    """Options shared by the defenses that tune long from a redrawn head."""
+
+    presets = {
+        "cifar10": {"lr": 0.01, "epochs": 100},
+        "gtsrb": {"lr": 0.01, "epochs": 100},
+        "cifar100": {"lr": 0.005, "epochs": 20, "batch_size": 32},
+        "tiny-imagenet": {"lr": 0.005, "epochs": 20, "batch_size": 32},
+    }
+
+    epochs: int = option(100, "passes over the clean pool", cite="FST B.3: 100 CIFAR-10 and GTSRB, 20 others", ge=1)
 
 
 class Shifting(Tuning):

@@ -112,10 +112,7 @@ class BSD(MixMatching):
                     ratio = alpha_at((t - t1 - self.settling) / self.completing, self.alpha, self.beta)
                     clean = self._updated(fresh, altruistic, train, ratio, target if t >= t2 else None)
                 if t >= t1 or target is not None:
-                    said = f"{int(clean.sum()):,} of {len(clean):,} images in the clean pool"
-                    say(f"bsd: epoch {t + 1} of {t3}: {said}")
-                    advance(0, said)
-                    f.epoch(clean, advance)
+                    f.epoch(clean, advance, f"bsd: epoch {t + 1} of {t3}")
                     keep |= {"clean": clean, "history": torch.cat([keep["history"], clean[None]])}
                 if t < t2:
                     g.epoch(batches(f.pool, g.recipe.batch_for(len(train)), rng, g.recipe.augment))

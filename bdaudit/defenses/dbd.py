@@ -18,7 +18,7 @@ from bdaudit.training.contrastive import Contrast, Views, contrast
 from bdaudit.training.division import Division
 from bdaudit.training.loop import Recipe, tune
 from bdaudit.training.mixmatch import SemiSupervised
-from bdaudit.training.progress import say, track
+from bdaudit.training.progress import track
 from bdaudit.training.resume import resumed
 from bdaudit.training.samples import largest, losses_of
 
@@ -99,10 +99,7 @@ class DBD(MixMatching):
             for t in resumed("dbd", self.epochs, rng, {"f": f.training}, keep, advance):
                 keep["scores"] = -losses_of(model, train, self.name).symmetric_ce
                 pool = largest(keep["scores"], self.share)
-                said = f"{int(pool.sum()):,} of {len(train):,} images in the clean pool"
-                say(f"dbd: epoch {t + 1} of {self.epochs}: {said}")
-                advance(0, said)
-                f.epoch(pool, advance)
+                f.epoch(pool, advance, f"dbd: epoch {t + 1} of {self.epochs}")
                 keep["history"] = torch.cat([keep["history"], pool[None]])
         return model, self.by_contradiction(model, train, keep)
 

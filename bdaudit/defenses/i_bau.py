@@ -15,8 +15,6 @@ from bdaudit.inputs.pool import Pool
 from bdaudit.runtime import spawn
 from bdaudit.training.implicit import through_solution
 from bdaudit.training.loop import batches, tune
-from bdaudit.training.metrics import accuracy
-from bdaudit.training.progress import say
 
 
 class IBAU(Tuning, Judging):
@@ -46,17 +44,13 @@ class IBAU(Tuning, Judging):
 
     def purify(self, model: Classifier, clean: Pool, rng: torch.Generator) -> Classifier:
         held, tuning = self.parts(clean, rng)
-        least = accuracy(model, held).value - self.accuracy_drop
-        best, most = model, -1.0
-        for rate in (self.lr, self.lr / 3, self.lr / 10, self.lr / 30):
-            tuned = self.unlearn(model.clone(), tuning, rate, spawn(rng))
-            kept = accuracy(tuned, held).value
-            say(f"i-bau: learning rate {rate:.2g}, held-out accuracy {kept:.3f} (wanted at least {least:.3f})")
-            if kept > most:
-                best, most = tuned, kept
-            if kept >= least:
-                break
-        return best
+        least = self.least(model, held)
+        rates = [self.lr / part for part in (1, 3, 10, 30)]
+
+        def unlearnt(rate: float) -> Classifier:
+            return self.unlearn(model.clone(), tuning, rate, spawn(rng))
+
+        return self.strongest(rates, unlearnt, held, least, "learning rate")[0]
 
     def unlearn(self, model: Classifier, clean: Pool, lr: float, rng: torch.Generator) -> Classifier:
         """Go through all rounds at one learning rate."""

@@ -1,7 +1,6 @@
 """PAM: path-aware minimization."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
 from functools import partial
 
 import torch
@@ -15,9 +14,7 @@ from bdaudit.inputs.pool import Pool
 from bdaudit.runtime import spawn
 from bdaudit.training.bti import Reversed
 from bdaudit.training.loop import tune
-from bdaudit.training.metrics import accuracy
 from bdaudit.training.path_aware import path_aware, weights_to_go_back_to
-from bdaudit.training.progress import say
 
 SMALLER = (0.7, 0.5, 0.3, 0.1)
 """Path-aware steps that are tried where the largest costs too much accuracy (SS Table 10)."""
@@ -51,33 +48,20 @@ class PAM(Inverting, Judging):
     def purify(self, model: Classifier, clean: Pool, rng: torch.Generator) -> Purified:
         origin = weights_to_go_back_to(model)
         held, tuning = self.parts(clean, rng)
-        least = accuracy(model, held).value - self.accuracy_drop
+        least = self.least(model, held)
         rounds: list[Reversed] = []
         rho = self.rho
         for _ in range(self.rounds):
-            found = self.reverse_again(model, tuning, rounds, rng)
-            tried: list[Tuned] = []
-            for step in [rho, *(smaller for smaller in SMALLER if smaller < rho)]:
+            found, start = self.reverse_again(model, tuning, rounds, rng), model
+
+            def unlearnt(step: float, found: Reversed = found, start: Classifier = start) -> Classifier:
                 loss = path_aware(origin, step, partial(found.mix, share=self.share))
-                tuned = tune(
-                    model.clone(), tuning, self.recipe(tuning, momentum=0.1), spawn(rng), loss=loss, what="pam"
-                )
-                tried.append(Tuned(accuracy(tuned, held).value, step, tuned))
-                if tried[-1].accuracy >= least:
-                    break
-            best = max(tried)  # the last, unless all fell too far
-            model, rho = best.model, best.rho
-            say(f"pam: rho {rho:g}, held-out accuracy {best.accuracy:.3f} (wanted at least {least:.3f})")
+                recipe = self.recipe(tuning, momentum=0.1)
+                return tune(start.clone(), tuning, recipe, spawn(rng), loss=loss, what="pam")
+
+            steps = [rho, *(smaller for smaller in SMALLER if smaller < rho)]
+            model, rho = self.strongest(steps, unlearnt, held, least, "rho")
         return self.purified(model, rounds[0], tuning)
-
-
-@dataclass(frozen=True, order=True)
-class Tuned:
-    """What one rho led to; the more accurate the better, and of equals the one with the larger rho."""
-
-    accuracy: float
-    rho: float
-    model: Classifier = field(compare=False)
 
 
 @hookimpl

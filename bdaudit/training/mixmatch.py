@@ -14,7 +14,7 @@ from bdaudit.inputs.pool import Pool
 from bdaudit.runtime import permutation
 from bdaudit.training.augment import Augment
 from bdaudit.training.loop import Recipe, Training, endless
-from bdaudit.training.progress import Advance, still
+from bdaudit.training.progress import Advance, say, still
 
 
 @dataclass(frozen=True)
@@ -47,8 +47,12 @@ class SemiSupervised:
         recipe = Recipe(epochs, how.lr, how.batch_size, optimizer="adam", schedule="constant")
         self.training = Training(model, recipe, epochs * how.iterations)
 
-    def epoch(self, labelled: Tensor, advance: Advance = still) -> None:
-        """Train for an epoch; labelled: bool (N,), on the CPU, the rows whose labels are learnt."""
+    def epoch(self, labelled: Tensor, advance: Advance = still, what: str = "") -> None:
+        """Train for an epoch; labelled: bool (N,), on the CPU, the rows whose labels are learnt, as `what` says."""
+        said = f"{int(labelled.sum()):,} of {len(labelled):,} images in the clean pool"
+        if what:
+            say(f"{what}: {said}")
+        advance(0, said)
         how, rng = self.how, self.rng
         if not labelled.any():
             raise UsageError("no image is left to learn with its label: every row of the training set is suspected")

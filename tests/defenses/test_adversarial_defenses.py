@@ -11,7 +11,7 @@ from support import make_tiny
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bdaudit.defenses import i_bau, nad
+from bdaudit.defenses import base, nad
 from bdaudit.defenses.i_bau import IBAU
 from bdaudit.defenses.nad import NAD, attention, distilling
 from bdaudit.defenses.ngf import NGF
@@ -227,7 +227,7 @@ class TestIBAU:
             tried.append(lr)
             return model
 
-        monkeypatch.setattr(i_bau, "accuracy", accuracy_of)
+        monkeypatch.setattr(base, "accuracy", accuracy_of)
         monkeypatch.setattr(IBAU, "unlearn", unlearn)
         with progress_shown():
             IBAU(lr=3e-3).run({"model": make_tiny(), "clean": digits.first(100), "rng": generator(0)})

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bdaudit import api
-from bdaudit.defenses import bti_sam, inverting, pam
+from bdaudit.defenses import base, bti_sam, inverting, pam
 from bdaudit.defenses.base import Defense
 from bdaudit.defenses.bti_dbf import BTIDBF, unlearning
 from bdaudit.defenses.bti_sam import BTISAM
@@ -174,7 +174,7 @@ def test_pam_takes_the_largest_step_that_keeps_the_accuracy(
         assert not rows[0] & set(pool.origin)
         return model
 
-    monkeypatch.setattr(pam, "accuracy", accuracy_of)
+    monkeypatch.setattr(base, "accuracy", accuracy_of)
     monkeypatch.setattr(pam, "tune", trained_on)
     with progress_shown():
         PAM.parse({**PAM.quick_options, "rounds": 1}).run(
