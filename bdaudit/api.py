@@ -35,7 +35,7 @@ from bdaudit.flow.splitting import (
     training_part,
     write_split,
 )
-from bdaudit.flow.suspect import PathLike, Suspect, load, open_second, open_suspect, wrap
+from bdaudit.flow.suspect import PathLike, Suspect, as_given, load, open_second, open_suspect, wrap
 from bdaudit.flow.tracking import tell_trackers
 from bdaudit.importers import Importer
 from bdaudit.inputs import architectures
@@ -104,8 +104,7 @@ def purify(
     if found is not None:
         found.append(purified.found)
     result = purified.model if isinstance(model, Classifier) else purified.model.body
-    first_weight = next(model.parameters())
-    return result.to(first_weight.device, first_weight.dtype)  # type: ignore[return-value]
+    return as_given(result, model)  # type: ignore[return-value]
 
 
 def audit(

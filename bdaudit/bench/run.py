@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Protocol
 
 from bdaudit.bench.cost import Estimate
+from bdaudit.bench.opened import write_store
 from bdaudit.bench.plan import Plan, Stage
 from bdaudit.bench.process import Outcome
-from bdaudit.bench.store import FILE, Store, write_store
+from bdaudit.bench.store import FILE, Store
 from bdaudit.errors import InputError, OutputError, one_line
 from bdaudit.flow.output import REPORT
 from bdaudit.inputs.files import check_writable, visible

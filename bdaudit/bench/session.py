@@ -11,12 +11,13 @@ from typing import Literal
 from bdaudit.bench.cost import Estimate, images_per_second
 from bdaudit.bench.grid_file import read_grid
 from bdaudit.bench.local import Local
+from bdaudit.bench.opened import read_store
 from bdaudit.bench.page import write_page
 from bdaudit.bench.pivot import pivot
 from bdaudit.bench.plan import Plan, Stage, make_plan
 from bdaudit.bench.progress import watching
 from bdaudit.bench.run import Executor, Tally, bench_folder, outstanding, run_plan
-from bdaudit.bench.store import FILE, Failure, read_store
+from bdaudit.bench.store import FILE, Failure
 from bdaudit.runtime import pick_device
 
 

@@ -153,10 +153,10 @@ def show(
     \b
     bdaudit bench show DIR --columns attack --metric o_asr --metric retune.p_asr --format latex
     """
+    from bdaudit.bench.opened import read_store
     from bdaudit.bench.page import render as page
     from bdaudit.bench.pivot import pivot
     from bdaudit.bench.show import render
-    from bdaudit.bench.store import read_store
 
     if plain and form in ("csv", "html"):
         raise UsageError(f"--plain is for the formats terminal, github and latex; {form} has it all apart already")
@@ -184,8 +184,8 @@ def show(
 def compare(one: Path, other: Path, form: Any, metrics: tuple[str, ...], out: Path | None) -> None:
     """Hold bench B against bench A, cell by cell."""
     from bdaudit.bench.compare import compare as held_against
+    from bdaudit.bench.opened import read_store
     from bdaudit.bench.show import lay_out
-    from bdaudit.bench.store import read_store
 
     with read_store(one) as a, read_store(other) as b:
         made = held_against(a, b, metrics)

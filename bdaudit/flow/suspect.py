@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 from torch import nn
@@ -79,6 +80,16 @@ def wrap(model: nn.Module, images: Pool, *, normalisation: str | None = None) ->
     if isinstance(model, Classifier):
         return model
     return Classifier(model, usual_preprocessing(images.shape, normalisation))
+
+
+def as_given(model: nn.Module, given: nn.Module) -> nn.Module:
+    """Put each of a model's tensors where the one of that name in another is, and in its precision, in place."""
+    theirs = dict(chain(given.named_parameters(), given.named_buffers()))
+    model.to(next(iter(theirs.values())).device)  # what only this one has
+    for name, tensor in chain(model.named_parameters(), model.named_buffers()):
+        if name in theirs:
+            tensor.data = tensor.data.to(theirs[name])
+    return model
 
 
 def open_suspect(

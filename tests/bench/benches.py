@@ -9,8 +9,9 @@ from typing import Any
 
 from bdaudit.bench.grid import Grid
 from bdaudit.bench.grid_file import parse_grid
+from bdaudit.bench.opened import write_store
 from bdaudit.bench.plan import Cell, Plan, make_plan
-from bdaudit.bench.store import Store, write_store
+from bdaudit.bench.store import Store
 from bdaudit.flow.output import REPORT
 from bdaudit.report.schema import Finding, Granted, Policy, Report
 

@@ -13,8 +13,9 @@ import pytest
 from bench.benches import finish, finished, report_of
 
 from bdaudit.bench.grid_file import read_grid
+from bdaudit.bench.opened import write_store
 from bdaudit.bench.plan import make_plan
-from bdaudit.bench.store import COORDINATES, write_store
+from bdaudit.bench.store import COORDINATES
 from bdaudit.cli.main import _run
 
 DOCS = Path(__file__).parents[2] / "docs" / "bench.md"

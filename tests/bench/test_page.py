@@ -11,9 +11,9 @@ from playwright.sync_api import Browser, Page
 from programs import needs_chromium
 from report.reports import HOSTILE
 
+from bdaudit.bench.opened import write_store
 from bdaudit.bench.page import write_page
 from bdaudit.bench.pivot import pivot
-from bdaudit.bench.store import write_store
 
 pytestmark = needs_chromium
 

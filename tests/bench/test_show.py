@@ -17,9 +17,10 @@ from programs import needs_latex
 
 from bdaudit.bench import page
 from bdaudit.bench.compare import compare
+from bdaudit.bench.opened import read_store
 from bdaudit.bench.pivot import Pivot, pivot
 from bdaudit.bench.show import render
-from bdaudit.bench.store import COORDINATES, Store, read_store
+from bdaudit.bench.store import COORDINATES, Store
 from bdaudit.errors import InputError, UsageError
 
 REPORTS = {

@@ -12,8 +12,9 @@ import pytest
 from bench.benches import finished, plan_of, report_of
 from readonly import read_only
 
-from bdaudit.bench import store as store_module
-from bdaudit.bench.store import FILE, CellRow, Store, read_store, write_store
+from bdaudit.bench import opened
+from bdaudit.bench.opened import read_store, write_store
+from bdaudit.bench.store import FILE, CellRow, Store
 from bdaudit.errors import InputError
 
 GONE, LEFT = report_of(0.9, 0.01, 0.6), report_of(0.8, 0.5, 0.9)
@@ -169,11 +170,11 @@ def test_what_is_no_bench_is_said_so(tmp_path: Path) -> None:
 
 def test_a_database_is_made_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A process that ends among its tables leaves none of them, and the next one makes them all."""
-    whole = store_module.SCHEMA
-    monkeypatch.setattr(store_module, "SCHEMA", whole.replace("CREATE VIEW", "no SQL; CREATE VIEW"))
+    whole = opened.SCHEMA
+    monkeypatch.setattr(opened, "SCHEMA", whole.replace("CREATE VIEW", "no SQL; CREATE VIEW"))
     with pytest.raises(InputError), write_store(tmp_path):
         pass
-    monkeypatch.setattr(store_module, "SCHEMA", whole)
+    monkeypatch.setattr(opened, "SCHEMA", whole)
     with write_store(tmp_path) as store:
         assert store.cells() == []
 
