@@ -55,6 +55,9 @@ M = TypeVar("M", bound=nn.Module)
 
 DEFAULT_PROBES = ("retune", "qra")
 
+Others = Sequence[PathLike | Classifier | Defense] | Mapping[str, Defense]
+"""Further purified models, or defenses that make some."""
+
 
 def purify(
     model: M,
@@ -119,7 +122,7 @@ def audit(
     screen: bool = False,
     run: PathLike | None = None,
     reference: PathLike | Classifier | None = None,
-    others: Sequence[PathLike | Classifier] = (),
+    others: Others = (),
     probes: Sequence[str | Probe] = DEFAULT_PROBES,
     options: Mapping[str, Any] | None = None,
     policy: Policy | PathLike | None = None,
@@ -137,7 +140,8 @@ def audit(
     run: a run folder, whose trigger is then known. Without one, `malicious` images are cut into disjoint parts
     for the defense, for reactivation and for evaluation. screen: the defense's are screened. options: `name` for the
     defense, `probe.name` for probes. reference: a clean or exactly purified model; made by `ep` where the trigger is
-    known. others: further purified models, which the probe `transfer` tries its perturbations on.
+    known. others: further purified models, which the probe `transfer` tries its perturbations on: files and models, or
+    names and defenses, which purify the same suspect; a mapping says what to call the latter.
     evaluate: images per rate, at most. out: a folder to write report.json, report.html and the purified model to.
     keep: a folder of purifications and measurements: those that nothing has changed for are taken from it, others
     added.
@@ -146,6 +150,7 @@ def audit(
     if (defense is None) == (purified is None):
         raise UsageError("give either a defense to run (--defense NAME) or a purified model (--purified FILE)")
     chosen, chosen_probes = choose(defense, probes, options)
+    models, defenses = told_apart(others)
     if others and not any("others" in probe.wants() for probe in chosen_probes):
         raise UsageError("--transfer-to: no probe of this audit tries other models; add --probe transfer")
     rules = load_policy(policy)
@@ -163,7 +168,8 @@ def audit(
             train=train,
             run=opened,
             reference=reference,
-            others=others,
+            others=models,
+            defenses=tuple(defenses.values()),
             tuned_elsewhere=purified is not None,
             min_triggered=rules.min_triggered,
             rng=generator(seed),
@@ -175,6 +181,7 @@ def audit(
             defense=chosen,
             purified=other,
             reference_defense=plugins.get("defense", "ep").parse() if evidence.reference is None else None,
+            others=defenses,
             probes=chosen_probes,
             policy=rules,
             seed=seed,
@@ -416,6 +423,27 @@ def choose(
             f"-o {one_line(next(iter(prefixed)), 60)}: no such probe in this audit ({', '.join(p.name for p in picked)})"
         )
     return chosen, picked
+
+
+def told_apart(others: Others) -> tuple[list[PathLike | Classifier], dict[str, Defense]]:
+    """Tell purified models from defenses that are to make some, these by what the report calls them.
+
+    A name is a defense's unless there is a file of that name.
+    """
+    if isinstance(others, Mapping):
+        return [], dict(others)
+    models: list[PathLike | Classifier] = []
+    defenses: dict[str, Defense] = {}
+    for other in others:
+        if isinstance(other, str) and other in plugins.names("defense") and not Path(other).exists():
+            other = plugins.get("defense", other).parse()
+        if not isinstance(other, Defense):
+            models.append(other)
+            continue
+        if other.name in defenses:
+            raise UsageError(f"--transfer-to {other.name} is there twice")
+        defenses[other.name] = other
+    return models, defenses
 
 
 def load_policy(policy: Policy | PathLike | None) -> Policy:

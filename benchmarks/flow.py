@@ -34,6 +34,7 @@ def main() -> None:
     parser.add_argument("--attack", nargs="+", default=["badnets", "blended"])
     parser.add_argument("--defense", nargs="+", default=["ft", "fst", "pl", "ep"])
     parser.add_argument("--probe", nargs="*", default=["retune", "qra"])
+    parser.add_argument("--transfer-to", nargs="*", default=[], metavar="DEFENSE", help="for the probe transfer")
     parser.add_argument("--images", type=int, default=10_000)
     parser.add_argument("--arch", default="resnet18:width=16")
     parser.add_argument("--epochs", type=int)
@@ -81,6 +82,7 @@ def main() -> None:
                         run=folder,
                         malicious=folder / "flagged",
                         reference=reference,
+                        others=[other for other in args.transfer_to if other != settings.get("defense")],
                         probes=args.probe,
                         evaluate=args.evaluate,
                         device=args.device,

@@ -24,12 +24,12 @@ SUBJECTS = 2
 """Models that a probe works on: the purified one and the reference."""
 
 
-def passes_of_audit(defense: Plugin, probes: Iterable[Plugin], pool: int) -> int:
+def passes_of_audit(defenses: Iterable[Plugin], probes: Iterable[Plugin], pool: int) -> int:
     """Reckon the images that an audit takes through the network by the options that plugins have in common.
 
-    pool: images that the defense tunes on, or trains on. Whoever has no option `epochs` is taken for one of ten.
+    pool: images that a defense tunes on, or trains on. Whoever has no option `epochs` is taken for one of ten.
     """
-    tuned = _option(defense, ("epochs",), USUAL_EPOCHS) * pool
+    tuned = sum(_option(defense, ("epochs",), USUAL_EPOCHS) * pool for defense in defenses)
     probed = (
         _option(p, ("epochs",), USUAL_EPOCHS)
         * _option(p, ("benign_size", "images"), USUAL_IMAGES)

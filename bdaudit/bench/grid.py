@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import product
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -13,8 +13,10 @@ from bdaudit.contract import Plugin
 from bdaudit.flow.contamination import Contamination
 from bdaudit.report.schema import Policy
 
-AXES = ("data", "arch", "attacks", "defenses", "contamination", "budgets", "seeds")
+AXES = ("data", "arch", "attacks", "malicious", "defenses", "contamination", "budgets", "seeds")
 """What cells differ in, in the order of a place; every cell is audited with all the probes."""
+OWN: Literal["own"] = "own"
+"""Flagged images of the very attack that the model was backdoored with."""
 
 
 class Table(BaseModel):
@@ -43,6 +45,7 @@ class AuditSettings(Table):
     evaluate: int = Field(2000, ge=1)
     screen: bool = False
     flagged: int | None = Field(None, ge=1)
+    transfer_to: list[Any] = Field(default_factory=list)
     policy: dict[str, Any] = Field(default_factory=dict)
 
 
@@ -65,20 +68,30 @@ def called(value: object) -> frozenset[object]:
 
 @dataclass(frozen=True)
 class Place:
-    """Where in the grid a cell is; budget None: all clean images there are; arch '': what suits the data."""
+    """Where in the grid a cell is; budget None: all clean images there are; arch '': what suits the data.
+
+    malicious: the attack whose flagged images a defense is given.
+    """
 
     data: str
     arch: str
     attack: Choice
+    malicious: Choice | Literal["own"]
     defense: Choice
     contamination: Contamination
     budget: int | None
     seed: int
 
+    @property
+    def donor(self) -> Choice | None:
+        """The other attack that the flagged images are of; None where they are of the model's own."""
+        other = self.malicious if isinstance(self.malicious, Choice) else None
+        return None if other is None or other.label == self.attack.label else other
+
 
 @dataclass(frozen=True)
 class Grid:
-    """A grid that was read and checked."""
+    """A grid that was read and checked. transfer_to: defenses whose purified models `transfer` tries its queries on."""
 
     title: str
     data: tuple[str, ...]
@@ -89,6 +102,8 @@ class Grid:
     contamination: tuple[Contamination, ...]
     budgets: tuple[int | None, ...]
     seeds: tuple[int, ...]
+    malicious: tuple[Choice | Literal["own"], ...] = (OWN,)
+    transfer_to: tuple[Choice, ...] = ()
     victim: VictimSettings = field(default_factory=VictimSettings)
     audit: AuditSettings = field(default_factory=AuditSettings)
     policy: Policy = field(default_factory=Policy)
@@ -99,8 +114,12 @@ class Grid:
         return {name: getattr(self, name) for name in AXES}
 
     def places(self) -> list[Place]:
-        """List the cells that are not excluded, the last axis running fastest."""
-        return [Place(*where) for where in product(*self.axes.values()) if not self._excluded(where)]
+        """List the cells that are not excluded, the last axis running fastest.
+
+        Where `own` is listed beside an attack's name, that attack's own cells are there once, as `own`.
+        """
+        places = (Place(*where) for where in product(*self.axes.values()) if not self._excluded(where))
+        return [p for p in places if OWN not in self.malicious or p.malicious == OWN or p.donor]
 
     def _excluded(self, where: Sequence[Any]) -> bool:
         at = dict(zip(AXES, where, strict=True))

@@ -7,12 +7,12 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, Field, ValidationError
 
 from bdaudit import plugins
-from bdaudit.bench.grid import AXES, AuditSettings, Choice, Grid, Table, VictimSettings, called
+from bdaudit.bench.grid import AXES, OWN, AuditSettings, Choice, Grid, Table, VictimSettings, called
 from bdaudit.contract import Plugin
 from bdaudit.errors import InputError, OptionError, UsageError, did_you_mean, first_mistake, one_line
 from bdaudit.flow.contamination import Contamination
@@ -23,8 +23,8 @@ KINDS = {"attacks": "attack", "defenses": "defense", "probes": "probe"}
 TABLES = ("victim", "audit", "options", "exclude")
 MOST_CELLS = 100_000
 
-DELIVERED = frozenset({"suspect", "purified", "reference", "benign", "backdoor", "test", "rng"})
-"""What a probe can be given in a grid: a cell has no other purified models beside its own."""
+DELIVERED = frozenset({"suspect", "purified", "reference", "others", "benign", "backdoor", "test", "rng"})
+"""What a probe can be given in a grid; others: where transfer_to under [audit] says which."""
 
 T = TypeVar("T", bound=BaseModel)
 
@@ -74,12 +74,17 @@ def parse_grid(table: Mapping[str, Any], shown: str) -> Grid:
     lists = _checked(Lists, {axis: _listed(table[axis]) for axis in Lists.model_fields if axis in table}, shown, "")
     audit = _checked(AuditSettings, table.get("audit", {}), shown, "audit")
     options = _options(table.get("options", {}), shown)
-    choices = {axis: _choices(axis, _listed(table.get(axis, ["retune", "qra"])), options, shown) for axis in KINDS}
+    choices = {
+        axis: _choices(kind, _listed(table.get(axis, ["retune", "qra"])), options, f"{shown}: {axis}")
+        for axis, kind in KINDS.items()
+    }
     for choice in choices["probes"]:
         if lacking := [name for name in choice.plugin.needs() if name not in DELIVERED]:
             raise InputError(
                 f"{shown}: probes: {choice.name} needs {lacking[0]}, which the cells of a grid do not have"
             )
+    transfer_to = _choices("defense", audit.transfer_to, options, f"{shown}: [audit]: transfer_to")
+    _check_transfer(transfer_to, choices["probes"], choices["defenses"], shown)
     grid = Grid(
         title=title,
         data=tuple(lists.data),
@@ -90,6 +95,8 @@ def parse_grid(table: Mapping[str, Any], shown: str) -> Grid:
         contamination=tuple(map(_contamination, lists.contamination)),
         budgets=tuple(lists.budgets) if lists.budgets else (None,),
         seeds=tuple(lists.seeds),
+        malicious=_donors(_listed(table.get("malicious", OWN)), choices["attacks"], shown),
+        transfer_to=transfer_to,
         victim=_checked(VictimSettings, table.get("victim", {}), shown, "victim"),
         audit=audit,
         policy=_checked(Policy, audit.policy, shown, "audit.policy"),
@@ -98,7 +105,7 @@ def parse_grid(table: Mapping[str, Any], shown: str) -> Grid:
     if count > MOST_CELLS:
         raise InputError(f"{shown}: {count:,} cells, at most {MOST_CELLS:,} fit into one grid")
     for axis in Lists.model_fields:
-        _check_unlike(axis, grid.axes[axis], shown)
+        _check_unlike(grid.axes[axis], f"{shown}: {axis}")
     grid = replace(grid, excludes=tuple(_exclusions(table.get("exclude", []), grid.axes, shown)))
     if not grid.places():
         raise InputError(f"{shown}: the grid is empty: the exclusions leave no cell")
@@ -137,6 +144,7 @@ def _options(given: object, shown: str) -> dict[tuple[str, str], dict[str, Any]]
         if kind not in kinds:
             raise InputError(f"{shown}: [options.{one_line(kind, 40)}]: expected one of {', '.join(kinds)}")
         for name, options in _tables(names, shown, f"options.{kind}").items():
+            _lookup(kind, name, f"{shown}: [options.{kind}]")
             found[kind, name] = dict(_tables(options, shown, f"options.{kind}.{name}"))
     return found
 
@@ -148,29 +156,58 @@ def _tables(given: object, shown: str, where: str) -> Mapping[str, Any]:
 
 
 def _choices(
-    axis: str, entries: Sequence[object], options: Mapping[tuple[str, str], dict[str, Any]], shown: str
+    kind: str, entries: Sequence[object], options: Mapping[tuple[str, str], dict[str, Any]], where: str
 ) -> tuple[Choice, ...]:
-    """Look up the plugins of an axis; an option that is a list stands for an entry a value."""
-    kind, made = KINDS[axis], []
-    for k, name in options:
-        if k == kind:
-            _lookup(kind, name, f"{shown}: [options.{kind}]")
+    """Look up the plugins of a list; an option that is a list stands for an entry a value."""
+    made: list[Choice] = []
     for entry in entries:
-        name, own = _entry(entry, f"{shown}: {axis}")
-        cls = _lookup(kind, name, f"{shown}: {axis}")
+        name, own = _entry(entry, where)
+        cls = _lookup(kind, name, where)
         if empty := [option for option, value in own.items() if value == []]:
-            raise InputError(f"{shown}: {axis}: {name}: {one_line(empty[0], 40)} is an empty list")
+            raise InputError(f"{where}: {name}: {one_line(empty[0], 40)} is an empty list")
         for values in product(*(_listed(v) for v in own.values())):
             varied = dict(zip(own, values, strict=True))
             label = " ".join([name, *(f"{k}={_word(v)}" for k, v in varied.items())])
             try:
                 made.append(Choice(label, cls.parse({**options.get((kind, name), {}), **varied})))
             except OptionError as e:
-                raise OptionError(f"{shown}: {axis}: {e}") from None
-    _check_unlike(axis, [(c.name, repr(c.plugin)) for c in made], shown, [c.label for c in made])
-    if axis == "probes":
-        _check_unlike(axis, [c.name for c in made], shown)
+                raise OptionError(f"{where}: {e}") from None
+    _check_unlike([(c.name, repr(c.plugin)) for c in made], where, [c.label for c in made])
+    if kind == "probe":
+        _check_unlike([c.name for c in made], where)
     return tuple(made)
+
+
+def _donors(entries: Sequence[object], attacks: Sequence[Choice], shown: str) -> tuple[Choice | Literal["own"], ...]:
+    """Find the attacks of the grid whose flagged images are given: each by its label, or all of a name."""
+    where, made = f"{shown}: malicious", list[Choice | Literal["own"]]()
+    if not entries:
+        raise InputError(f'{where} is empty: an axis needs at least one entry, "{OWN}" or one of attacks')
+    for entry in entries:
+        found = [a for a in attacks if isinstance(entry, str) and entry in called(a)]
+        if entry != OWN and not found:
+            close = did_you_mean(str(entry), [OWN, *(a.label for a in attacks)])
+            raise InputError(f"{where}: {one_line(entry, 60)!r} is none of the grid's attacks{close}")
+        made += found or [OWN]
+    _check_unlike([one if isinstance(one, str) else one.label for one in made], where)
+    return tuple(made)
+
+
+def _check_transfer(
+    transfer_to: Sequence[Choice], probes: Sequence[Choice], defenses: Sequence[Choice], shown: str
+) -> None:
+    """Make sure that a probe that tries other models has some in every cell, and that they are of use."""
+    trying = [p.name for p in probes if "others" in p.plugin.wants()]
+    if trying and not transfer_to:
+        raise InputError(
+            f"{shown}: probes: {trying[0]} tries other purified models: name defenses under transfer_to in [audit]"
+        )
+    if transfer_to and not trying:
+        raise InputError(f"{shown}: [audit]: transfer_to: no probe of the grid tries other models; add transfer")
+    if len(transfer_to) == 1 and any(d.plugin == transfer_to[0].plugin for d in defenses):
+        raise InputError(
+            f"{shown}: [audit]: transfer_to: cells of {transfer_to[0].label} have no other model to try; name another"
+        )
 
 
 def _entry(entry: object, where: str) -> tuple[str, dict[str, Any]]:
@@ -205,12 +242,11 @@ def _word(value: object) -> str:
     return str(value).lower() if isinstance(value, bool) else one_line(value, 40)
 
 
-def _check_unlike(axis: str, entries: Iterable[object], shown: str, labels: Sequence[str] | None = None) -> None:
+def _check_unlike(entries: Iterable[object], where: str, labels: Sequence[str] | None = None) -> None:
     seen: set[object] = set()
     for i, entry in enumerate(entries):
         if entry in seen:
-            what = labels[i] if labels else entry
-            raise InputError(f"{shown}: {axis}: {one_line(what, 60)} is there twice")
+            raise InputError(f"{where}: {one_line(labels[i] if labels else entry, 60)} is there twice")
         seen.add(entry)
 
 

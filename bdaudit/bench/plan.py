@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
 from itertools import product
 from pathlib import Path
@@ -123,7 +123,7 @@ class _Planner:
     def __init__(self, grid: Grid, device: str) -> None:
         self.grid, self.device = grid, device
         self.stages: dict[str, Stage] = {}
-        choices = (*grid.attacks, *grid.defenses, *grid.probes)
+        choices = (*grid.attacks, *grid.defenses, *grid.probes, *grid.transfer_to)
         self.identities = {id(c): plugin_identity(c.plugin) for c in choices}
         self.trained = {(data, arch): self._trained(data, arch) for data in grid.data for arch in grid.arch}
         self.audited = self._audited()
@@ -137,24 +137,30 @@ class _Planner:
         """Make the stage of a cell, and those that it needs."""
         needs = [self._twin(place)] if self.grid.victim.reference else []
         needs.append(self._victim(place))
+        reference, victim = needs[0] if len(needs) > 1 else None, needs[-1]
+        donor = self._victim(replace(place, attack=place.donor)) if place.donor is not None else None
+        needs += [donor] if donor is not None else []
+        others = [o for o in self.grid.transfer_to if o.plugin != place.defense.plugin]
         where = {
             "contamination": [place.contamination.clean, place.contamination.flagged],
             "budget": place.budget,
             "seed": place.seed,
         }
         defense = self._named(place.defense)
-        identity = [[s.key for s in needs], defense, where, self.audited.identity]
+        identity = [[s.key for s in needs], defense, [self._named(o) for o in others], where, self.audited.identity]
         spec = {
             **self.audited.spec,
             **where,
             **_told(defense, "defense"),
-            "victim": str(needs[-1].path),
-            "reference": str(needs[0].path) if len(needs) > 1 else None,
+            "victim": str(victim.path),
+            "reference": str(reference.path) if reference is not None else None,
+            "donor": str(donor.path) if donor is not None else None,
+            "transfer_to": [{"label": o.label, **_told(self._named(o), "defense")} for o in others],
         }
         trained, budget = self.trained[place.data, place.arch], place.budget
         plugin = place.defense.plugin
         pool = trained.images if "train" in plugin.wants() else budget or trained.clean
-        passes = passes_of_audit(plugin, [c.plugin for c in self.grid.probes], pool)
+        passes = passes_of_audit([plugin, *(o.plugin for o in others)], [c.plugin for c in self.grid.probes], pool)
         return self._stage(
             "cell",
             identity,
@@ -168,6 +174,8 @@ class _Planner:
     def label(self, place: Place) -> str:
         """Name a cell in a line of progress or in a list of failures."""
         named = [place.attack.label, place.defense.label]
+        if place.donor is not None:
+            named.append(f"flagged images of {place.donor.label}")
         if place.contamination != Contamination():
             named.append(f"contamination {place.contamination}")
         if place.budget is not None:
@@ -237,7 +245,10 @@ class _Planner:
 
     def _audited(self) -> _Shared:
         probes = [self._named(choice) for choice in self.grid.probes]
-        shared = self.grid.audit.model_dump() | {"policy": self.grid.policy.model_dump(), "device": self.device}
+        shared = self.grid.audit.model_dump(exclude={"transfer_to"}) | {
+            "policy": self.grid.policy.model_dump(),
+            "device": self.device,
+        }
         told = [{"name": p["name"], "options": p["options"]} for p in probes]
         code = running_code(AUDITED_BY)
         return _Shared(shared | {"probes": told, "code": code}, shared | {"probes": probes} | code)

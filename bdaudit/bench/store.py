@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 Kind = Literal["twin", "victim", "cell"]
 
 FILE = "bench.sqlite"
-VERSION = 1
-COORDINATES = ("data", "arch", "attack", "defense", "contamination", "budget", "seed")
+VERSION = 2
+COORDINATES = ("data", "arch", "attack", "malicious", "defense", "contamination", "budget", "seed")
 """The columns that say where in the grid a cell is."""
 FIGURES = ("probe", "subject", "variant", "metric", "value", "low", "high", "n", "seeds", "spread")
 
@@ -39,7 +39,8 @@ CREATE TABLE stages (
 );
 CREATE TABLE cells (
   cell TEXT PRIMARY KEY, place INTEGER, data TEXT NOT NULL, arch TEXT NOT NULL, attack TEXT NOT NULL,
-  defense TEXT NOT NULL, contamination TEXT NOT NULL, budget INTEGER, seed INTEGER NOT NULL, verdict TEXT, oracle INTEGER
+  malicious TEXT NOT NULL, defense TEXT NOT NULL, contamination TEXT NOT NULL, budget INTEGER, seed INTEGER NOT NULL,
+  verdict TEXT, oracle INTEGER
 );
 CREATE TABLE findings (
   cell TEXT NOT NULL, probe TEXT NOT NULL, subject TEXT NOT NULL, variant TEXT NOT NULL, metric TEXT NOT NULL,
@@ -220,5 +221,6 @@ class Store:
 
 def coordinates(place: Place) -> dict[str, Any]:
     """Map each axis to what a cell has there."""
-    where = (place.data, place.arch, place.attack.label, place.defense.label, str(place.contamination))
+    malicious = place.malicious if isinstance(place.malicious, str) else place.malicious.label
+    where = (place.data, place.arch, place.attack.label, malicious, place.defense.label, str(place.contamination))
     return dict(zip(COORDINATES, (*where, place.budget, place.seed), strict=True))

@@ -34,9 +34,9 @@ def check_code(stage: Stage) -> None:
     arch = from_user(spec["arch"]) if stage.kind != "cell" else None
     here: dict[str, Any] = running_code(AUDITED_BY if stage.kind == "cell" else TRAINED_BY, arch)
     planned: dict[str, Any] = dict(spec["code"])
-    if kind in spec:
-        here[spec[kind]] = plugin_identity(get(kind, spec[kind]).parse(spec["options"]))["code"]
-        planned[spec[kind]] = spec["plugin"]
+    for told in [spec] * (kind in spec) + list(spec.get("transfer_to", ())):
+        here[told[kind]] = plugin_identity(get(kind, told[kind]).parse(told["options"]))["code"]
+        planned[told[kind]] = told["plugin"]
     if other := [name for name in planned if planned[name] != here.get(name)]:
         what = "bdaudit's own code" if other[0] == "code" else other[0]
         raise InputError(f"{what} differs from that which the grid was planned with, here or since then")
@@ -67,21 +67,25 @@ def _data(spec: Mapping[str, Any]) -> Dataset:
 
 def _cell(spec: Mapping[str, Any], folder: Path, out: Path) -> None:
     run = open_run(folder / spec["victim"])
+    donor = open_run(folder / spec["donor"]) if spec["donor"] else None
     contamination = Contamination(*spec["contamination"])
-    pools: dict[str, Any] = {"clean": run.folder / "clean", "malicious": run.folder / "flagged"}
+    pools: dict[str, Any] = {"clean": run.folder / "clean", "malicious": (donor or run).folder / "flagged"}
     if contamination != Contamination() or spec["budget"] is not None or spec["flagged"] is not None:
         drawn = defender_pools(
-            run, contamination, spec["seed"], budget=spec["budget"], flagged=spec["flagged"]
+            run, contamination, spec["seed"], budget=spec["budget"], flagged=spec["flagged"], donor=donor
         )  # fmt: skip
         pools = dict(zip(pools, drawn, strict=True))
     defense = get("defense", spec["defense"]).parse(spec["options"])
+    others = {o["label"]: get("defense", o["defense"]).parse(o["options"]) for o in spec["transfer_to"]}
+    trains = any("train" in each.wants() for each in (defense, *others.values()))
     api.audit(
         run.model_path,
         defense=defense,
         run=run.folder,
         **pools,
-        train=run.folder / "train" if "train" in defense.wants() else None,
+        train=run.folder / "train" if trains else None,
         reference=folder / spec["reference"] if spec["reference"] else None,
+        others=others,
         probes=[get("probe", p["name"]).parse(p["options"]) for p in spec["probes"]],
         policy=Policy(**spec["policy"]),
         screen=spec["screen"],

@@ -18,9 +18,9 @@ from bdaudit.cli.common import Configured, PluginName, check_options, common, js
 @click.option(
     "--transfer-to",
     "others",
-    type=click.Path(path_type=Path),
+    metavar="FILE|DEFENSE",
     multiple=True,
-    help="Another purified model, for the probe `transfer`; can be given again.",
+    help="Another purified model, or a defense that makes one, for the probe `transfer`; can be given again.",
 )
 @click.option(
     "--probe", "probes", type=PluginName("probe"), multiple=True, help="Which probes to run.  [default: retune, qra]"
@@ -45,7 +45,7 @@ def command(
     screen: bool,
     attack_run: Path | None,
     reference: Path | None,
-    others: tuple[Path, ...],
+    others: tuple[str, ...],
     probes: tuple[str, ...],
     policy: Path | None,
     evaluate: int,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -63,6 +63,7 @@ def audit(
     defense: Defense | None = None,
     purified: Classifier | None = None,
     reference_defense: Defense | None = None,
+    others: Mapping[str, Defense] | None = None,
     probes: Sequence[Probe] = (),
     policy: Policy | None = None,
     seed: int = 0,
@@ -75,7 +76,8 @@ def audit(
     """Audit a suspect model after `defense`, or one that somebody else `purified`; exactly one of them is given.
 
     reference_defense: makes the exactly purified reference where the trigger is known and no reference was
-    given. evaluate: images per rate, at most. memo: earlier results, taken where nothing that they rest on has changed.
+    given. others: purify the suspect as well, for probes that try several models, under the names that they go by.
+    evaluate: images per rate, at most. memo: earlier results, taken where nothing that they rest on has changed.
     """
     policy = policy or Policy()
     started, clock = datetime.now(UTC).isoformat(timespec="seconds"), time.perf_counter
@@ -97,7 +99,7 @@ def audit(
         seconds["inversion"] = evidence.proxy.seconds
     checks = list(evidence.checks)
     if not evidence.shortfall:
-        _have_inputs(probes, evidence, reference_defense)
+        _have_inputs(probes, evidence, reference_defense, others or {})
         say("checking that the models can be measured")
         start = clock()
         checks += _given_models(evidence)
@@ -129,6 +131,15 @@ def audit(
             seconds["reference"] = clock() - start
             checks += check_model("reference", made.model, _test(evidence))
             evidence = trusted(evidence, checks)
+        for name, each in (others or {}).items():
+            say(f"purifying with {name}, to try what brings the backdoor back elsewhere")
+            start = clock()
+            made, given = purify(each, evidence, defense_seed, memo=memo)
+            evidence = replace(evidence, others=evidence.others | {name: made.model})
+            granted += [g.model_copy(update={"plugin": f"{g.plugin} (transfer)"}) for g in given]
+            seconds[f"purify ({name})"] = clock() - start
+            checks += check_model(other(name), made.model, _test(evidence))
+        evidence = trusted(evidence, checks)
         say("evaluating")
         start = clock()
         findings += _evaluation(evidence, purified)
@@ -201,11 +212,14 @@ def _title(defense: Defense | None, files: dict[str, Any]) -> str:
     return f"Audit: {model}, {after}" if model else f"Audit: {after}"
 
 
-def _have_inputs(probes: Sequence[Probe], evidence: Evidence, reference_defense: Defense | None) -> None:
+def _have_inputs(
+    probes: Sequence[Probe], evidence: Evidence, reference_defense: Defense | None, others: Mapping[str, Defense]
+) -> None:
     """Say what a probe lacks before any work is spent."""
     available = evidence.for_probe(evidence.suspect, generator(0))
     if reference_defense is not None and evidence.trigger is not None:
         available["reference"] = available["reference"] or evidence.suspect  # one will be made
+    available["others"] = available["others"] or others or None  # and so will these
     for probe in probes:
         if missing := [name for name in probe.needs() if available.get(name) is None]:
             raise MissingInput(missing_message(probe.name, missing[0]))

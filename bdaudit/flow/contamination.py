@@ -34,10 +34,13 @@ def defender_pools(
     *,
     budget: int | None = None,
     flagged: int | None = None,
+    donor: Run | None = None,
 ) -> tuple[Pool, Pool]:
     """Draw the clean and the flagged pool that a defense is given; the sizes do not change with the contamination.
 
-    budget: clean images (None: all of the run's). flagged: flagged images (None: as many as in the run's flagged/).
+    budget: clean images (None: all of the run's). flagged: flagged images (None: as many as in flagged/).
+    donor: the run whose triggered images are flagged, of the same data, sizes and seed (None: the run itself); those
+    among the clean images carry the run's own trigger.
     Triggered training rows take the places of clean images; the clean images among the flagged ones are no longer in
     the clean pool, and are training rows where it can spare none. Before contamination, a smaller budget is the
     beginning of a larger one.
@@ -47,23 +50,32 @@ def defender_pools(
     poisoned, untouched = _kinds(run, train)
     triggered = train.take(poisoned).shuffled(rng)
     size = len(clean) if budget is None else budget
-    count = run.record.rows["flagged"] if flagged is None else flagged
+    count = (donor or run).record.rows["flagged"] if flagged is None else flagged
     into_clean, into_flagged = round(contamination.clean * size), round(contamination.flagged * count)
-    wanted = count - into_flagged + into_clean
-    if size > len(clean) or wanted > len(triggered):
-        raise UsageError(
-            f"a budget of {size} clean and {count} flagged images at contamination {contamination} takes {wanted} "
-            f"triggered images; the run has {len(clean)} clean and {len(triggered)} triggered ones"
-        )
-    malicious, mislabelled, _ = triggered.split(count - into_flagged, into_clean)
+    asked = f"a budget of {size} clean and {count} flagged images at contamination {contamination} takes"
+    if donor is None:
+        theirs, own = _cut(triggered, asked, count - into_flagged, into_clean)
+    else:
+        (own,) = _cut(triggered, asked, into_clean)
+        images = donor.pool("train")
+        (theirs,) = _cut(images.take(_kinds(donor, images)[0]).shuffled(rng), asked, count - into_flagged)
+    if size > len(clean):
+        raise UsageError(f"{asked} {size - into_clean} clean images; the run has {len(clean)}")
     apart = max(into_clean, into_flagged)
     if apart + size - into_clean <= len(clean):
         spare, kept = clean.first(into_flagged), clean.split(apart)[1]
     else:
         spare, kept = train.take(untouched).sample(into_flagged, rng), clean.split(into_clean)[1]
-    tuning = Pool.concat([kept.first(size - into_clean), mislabelled])
-    handed = Pool.concat([malicious, spare])
+    tuning = Pool.concat([kept.first(size - into_clean), own])
+    handed = Pool.concat([theirs, spare])
     return tuning, handed if run.goal.target is None else handed.labelled(run.goal.target)
+
+
+def _cut(triggered: Pool, asked: str, *sizes: int) -> list[Pool]:
+    """Take disjoint parts of the triggered images, or say how many were asked for."""
+    if sum(sizes) > len(triggered):
+        raise UsageError(f"{asked} {sum(sizes)} triggered images; the run has {len(triggered)}")
+    return triggered.split(*sizes)[:-1]
 
 
 def _kinds(run: Run, train: Pool) -> tuple[list[int], list[int]]:

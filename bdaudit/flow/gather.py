@@ -76,6 +76,7 @@ def audit_evidence(
     run: Run | None = None,
     reference: PathLike | Classifier | None = None,
     others: Sequence[PathLike | Classifier] = (),
+    defenses: Sequence[Defense] = (),
     tuned_elsewhere: bool,
     min_triggered: int,
     rng: torch.Generator,
@@ -83,13 +84,15 @@ def audit_evidence(
 ) -> Evidence:
     """Gather what an audit has to go on: a run folder whose trigger is known, flagged images, or neither.
 
-    screen: screen the defense's clean and flagged images against each other; those that measure stay as they are.
+    defenses: which purify the suspect as well, from the same images. screen: screen their clean and flagged images
+    against each other; those that measure stay as they are.
     """
     model = suspect.classifier
-    if defense is not None:
-        defense.check_model(model)
+    purifying = ([] if defense is None else [defense]) + list(defenses)
+    for each in purifying:
+        each.check_model(model)
     clean = default_clean(suspect, clean, run)
-    wants = set(defense.wants()) if defense is not None else set()
+    wants = {name for each in purifying for name in each.wants()}
     if screen:
         if defense is None or malicious is None:
             lacking = (
@@ -107,8 +110,8 @@ def audit_evidence(
         evidence = with_pools(known, suspect, clean, malicious if "malicious" in wants else None, target, train)
         reference = reference or run.reference_path
     elif malicious is None:
-        if defense is not None:
-            check_needs(defense, malicious=None, train=train, trigger=None, target=target)
+        for each in purifying:
+            check_needs(each, malicious=None, train=train, trigger=None, target=target)
         evidence = from_clean(
             with_pools(evidence, suspect, None, None, None, train),
             pool_for(clean, model, "clean", labelled=True, notes=notes),
@@ -141,8 +144,8 @@ def audit_evidence(
         evidence = replace(evidence, others=open_others(others, suspect))
     if screen and not evidence.shortfall:
         evidence = screened(evidence, rng)
-    if defense is not None and not evidence.shortfall:
-        defense.grant(evidence.for_defense(rng) | {"fresh": model})  # says what is missing before any work
+    for each in purifying if not evidence.shortfall else ():
+        each.grant(evidence.for_defense(rng) | {"fresh": model})  # says what is missing before any work
     return evidence
 
 

@@ -54,6 +54,19 @@ def test_the_documented_grid_plans(documented: Path, capsys: pytest.CaptureFixtu
     assert (document["cells"], {s["seed"] for s in document["stages"] if s["kind"] == "cell"}) == (36, {5})
 
 
+def test_the_documented_cross_attack_grid_plans(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """BadNets' own images, Blended's own, and BadNets' for Blended; each with two defenses."""
+    [grid] = re.findall(r"```toml\n(data = .*?)```", DOCS.read_text(), re.DOTALL)
+    (tmp_path / "grid.toml").write_text(grid)
+    assert call("bench", "plan", tmp_path / "grid.toml", "--json") == 0
+    document = json.loads(capsys.readouterr().out)
+    cells = [s for s in document["stages"] if s["kind"] == "cell"]
+    assert len(cells) == 6
+    assert {(c["attack"], c["malicious"]) for c in cells} == {
+        ("badnets rate=0.1", "own"), ("blended rate=0.1", "own"), ("blended rate=0.1", "badnets rate=0.1")
+    }  # fmt: skip
+
+
 def test_the_documented_line_of_pandas_reads_a_bench(
     documented: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -9,6 +9,7 @@ import pytest
 from bench.benches import SMALL, grid_of
 
 from bdaudit.bench.grid_file import parse_grid, read_grid
+from bdaudit.bench.store import coordinates
 from bdaudit.errors import BdauditError, InputError
 from bdaudit.flow.contamination import Contamination
 
@@ -48,6 +49,29 @@ def test_the_two_pools_may_be_contaminated_apart() -> None:
     assert grid.contamination == (Contamination(0.1, 0.1), Contamination(0.0, 0.2))
 
 
+@pytest.mark.parametrize(
+    ("malicious", "pairs"),
+    [
+        (["badnets", "blended"], ["badnets badnets", "badnets blended", "blended badnets", "blended blended"]),
+        (["own", "blended"], ["badnets own", "badnets blended", "blended own"]),
+        ("own", ["badnets own", "blended own"]),
+    ],
+)
+def test_flagged_images_may_be_another_attacks(malicious: Any, pairs: list[str]) -> None:
+    """An attack's own images are there once, under one of their two names."""
+    places = grid_of(attacks=["badnets", "blended"], defenses="pl", malicious=malicious).places()
+    assert [f"{at['attack']} {at['malicious']}" for at in map(coordinates, places)] == pairs
+    assert [p.donor.label for p in places if p.donor] == [b for a, b in map(str.split, pairs) if b not in (a, "own")]
+
+
+def test_an_exclusion_may_name_whose_images_are_flagged() -> None:
+    rule = {"attacks": "blended", "malicious": ["own", "badnets"]}
+    with pytest.raises(InputError, match="malicious has no 'badnets'"):
+        grid_of(attacks=["badnets", "blended"], exclude=[rule])
+    grid = grid_of(attacks=["badnets", "blended"], malicious=["own", "badnets"], exclude=[rule])
+    assert {p.attack.label for p in grid.places()} == {"badnets"}
+
+
 def test_a_grid_is_read_from_its_file(tmp_path: Path) -> None:
     (tmp_path / "g.toml").write_text('data = "digits"\nattacks = "badnets"\ndefenses = ["ft"]\nseeds = [3]\n')
     grid = read_grid(tmp_path / "g.toml")
@@ -72,7 +96,16 @@ def test_a_grid_is_read_from_its_file(tmp_path: Path) -> None:
         ({"defenses": ["ft", "ft epochs=20"]}, "ft epochs=20 is there twice"),
         ({"contamination": [1.0]}, "contamination.0"),
         ({"contamination": [0.1, {"clean": 0.1, "flagged": 0.1}]}, "contamination: 0.1 is there twice"),
-        ({"probes": ["transfer"]}, "transfer needs others, which the cells of a grid do not have"),
+        ({"probes": ["transfer"]}, r"transfer tries other purified models: name defenses under transfer_to in \[audit\]"),
+        ({"audit": {"transfer_to": ["fst"]}}, "no probe of the grid tries other models; add transfer"),
+        ({"probes": ["transfer"], "audit": {"transfer_to": ["fts"]}}, r"\[audit\]: transfer_to: there is no defense"),
+        ({"probes": ["transfer"], "audit": {"transfer_to": ["ft epochs=1"]}}, "cells of ft epochs=1 have no other model"),
+        ({"malicious": ["wanet"]}, "malicious: 'wanet' is none of the grid's attacks"),
+        ({"malicious": ["badnet"]}, "'badnet' is none of the grid's attacks; did you mean badnets"),
+        ({"malicious": ["own", "own"]}, "malicious: own is there twice"),
+        ({"malicious": ["badnets", "badnets"]}, "malicious: badnets is there twice"),
+        ({"malicious": []}, "malicious is empty"),
+        ({"malicious": [{"name": "badnets"}]}, "is none of the grid's attacks"),
         ({"victim": {"epoch": 3}}, r"\[victim\]: unknown setting 'epoch'; did you mean epochs"),
         ({"audit": {"evaluate": 0}}, r"\[audit\]: evaluate: .*greater"),
         ({"audit": {"policy": {"max_asr": 0.1}}}, r"\[audit.policy\]: unknown setting 'max_asr'; did you mean max_"),

@@ -37,6 +37,30 @@ def test_a_stage_comes_after_what_it_needs() -> None:
     assert all(place[need] < place[s.key] for s in stages for need in s.needs)
 
 
+def test_a_cell_with_another_attacks_images_needs_that_attacks_run_and_its_own_images_are_the_same_cell() -> None:
+    attacks = ["badnets", "blended"]
+    own = plan_of(attacks=attacks, defenses="pl")
+    crossed = plan_of(attacks=attacks, defenses="pl", malicious=attacks)
+    needs = {c.stage.label: set(c.stage.needs) for c in crossed.cells}
+    models = keys(crossed, "twin") | keys(crossed, "victim")
+    assert needs["badnets, pl, flagged images of blended, seed 0"] == models == keys(own, "twin") | keys(own, "victim")
+    assert keys(own, "cell") < keys(crossed, "cell")
+    assert len(keys(crossed, "cell")) == 4
+
+
+def test_defenses_to_transfer_to_are_all_but_the_cells_own_and_decide_its_key() -> None:
+    def cells(*others: str) -> dict[str, Any]:
+        plan = plan_of(probes=["transfer"], audit={"evaluate": 60, "transfer_to": list(others)})
+        return {c.place.defense.label: c.stage for c in plan.cells}
+
+    both, three = cells("ft epochs=1", "fst epochs=1"), cells("ft epochs=1", "fst epochs=1", "pl")
+    assert {name: [o["label"] for o in s.spec["transfer_to"]] for name, s in both.items()} == {
+        "ft epochs=1": ["fst epochs=1"],
+        "fst epochs=1": ["ft epochs=1"],
+    }
+    assert all(both[name].key != three[name].key for name in both)
+
+
 def test_the_same_grid_has_the_same_keys() -> None:
     assert plan_of().stages == plan_of().stages
 
@@ -238,7 +262,7 @@ def test_reckoned_passes_count_the_defense_and_every_retuning() -> None:
     """FT for one epoch over 60 images; one draw of a retuning of 64 images for one epoch, and three null triggers,
     each on two models."""
     grid = grid_of(defenses=["ft epochs=1"])
-    assert passes_of_audit(grid.defenses[0].plugin, [c.plugin for c in grid.probes], 60) == 60 + 2 * 64 * (1 + 3)
+    assert passes_of_audit([grid.defenses[0].plugin], [c.plugin for c in grid.probes], 60) == 60 + 2 * 64 * (1 + 3)
 
 
 def test_what_trains_is_reckoned_by_its_training_set() -> None:

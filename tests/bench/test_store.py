@@ -189,5 +189,5 @@ def test_a_database_of_another_version_is_refused(tmp_path: Path) -> None:
     with sqlite3.connect(tmp_path / FILE) as connection:
         connection.execute("PRAGMA user_version = 99")
     connection.close()
-    with pytest.raises(InputError, match="version 99, this bdaudit reads version 1"), read_store(tmp_path):
+    with pytest.raises(InputError, match="version 99, this bdaudit reads version 2"), read_store(tmp_path):
         pass
