@@ -14,7 +14,7 @@ from bdaudit import plugins
 from bdaudit.attacks.base import Attack
 from bdaudit.attacks.triggers import Trigger
 from bdaudit.defenses.base import Defense
-from bdaudit.errors import InputError, UsageError, first_mistake, one_line
+from bdaudit.errors import InputError, UsageError, did_you_mean, first_mistake, one_line
 from bdaudit.flow import audit as flow
 from bdaudit.flow.evidence import Evidence
 from bdaudit.flow.gather import audit_evidence, default_clean, purification_evidence, with_pools
@@ -435,7 +435,12 @@ def told_apart(others: Others) -> tuple[list[PathLike | Classifier], dict[str, D
     models: list[PathLike | Classifier] = []
     defenses: dict[str, Defense] = {}
     for other in others:
-        if isinstance(other, str) and other in plugins.names("defense") and not Path(other).exists():
+        if isinstance(other, str) and not Path(other).exists():
+            if other not in (names := plugins.names("defense")):
+                close = did_you_mean(other, names)
+                raise InputError(
+                    f"--transfer-to {one_line(other, 160)}: no such file, and no defense of that name{close}"
+                )
             other = plugins.get("defense", other).parse()
         if not isinstance(other, Defense):
             models.append(other)

@@ -49,7 +49,7 @@ RESOURCES: Mapping[str, Resource] = {
         Resource("suspect", "Classifier", "the model before purification", "MODEL"),
         Resource("purified", "Classifier", "the model after purification", "--defense NAME or --purified FILE"),
         Resource("reference", "Classifier", "a clean or exactly purified model", "--reference FILE, or made from --attack RUN"),
-        Resource("others", "dict", "other purified models, by name", "--transfer-to FILE"),
+        Resource("others", "dict", "other purified models, by name", "--transfer-to FILE|DEFENSE"),
         Resource("benign", "Pool", "clean images that no defense has seen", "the run's reserve/, or a part of --clean"),
         Resource("backdoor", "Backdoor", "triggered images to retune and to evaluate with", "--attack RUN, or --malicious DIR"),
         Resource("record", "Path", "the folder or file that another tool left", "RECORD"),

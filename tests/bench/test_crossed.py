@@ -10,7 +10,7 @@ from bench.benches import plan_of
 from bdaudit import api
 from bdaudit.bench.work import perform
 from bdaudit.defenses.ft import FT
-from bdaudit.errors import UsageError
+from bdaudit.errors import InputError, UsageError
 from bdaudit.flow.contamination import Contamination, defender_pools
 from bdaudit.flow.output import REPORT
 from bdaudit.flow.run import Run, open_run
@@ -108,5 +108,7 @@ def test_a_defense_named_for_transfer_purifies_the_same_suspect(run: Run, tmp_pa
     )  # fmt: skip
     found = {f.variant for f in report.findings if (f.metric, f.subject) == ("transfer_p_asr", "purified")}
     assert found == {"made on this model, tried on ft-sam"}
+    with pytest.raises(InputError, match="--transfer-to ft-san: no such file, .* did you mean ft-sam"):
+        api.audit(run.model_path, defense="fst", run=run.folder, probes=["transfer"], others=["ft-san"])
     with pytest.raises(UsageError, match="--transfer-to ft is there twice"):
         api.audit(run.model_path, defense="fst", run=run.folder, probes=["transfer"], others=["ft", FT()])
