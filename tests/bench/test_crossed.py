@@ -108,7 +108,7 @@ def test_a_defense_named_for_transfer_purifies_the_same_suspect(run: Run, tmp_pa
     )  # fmt: skip
     found = {f.variant for f in report.findings if (f.metric, f.subject) == ("transfer_p_asr", "purified")}
     assert found == {"made on this model, tried on ft-sam"}
-    with pytest.raises(InputError, match="--transfer-to ft-san: no such file, .* did you mean ft-sam"):
+    with pytest.raises(InputError, match=r"--transfer-to ft-san: no such file, .* did you mean ft-sam"):
         api.audit(run.model_path, defense="fst", run=run.folder, probes=["transfer"], others=["ft-san"])
     with pytest.raises(UsageError, match="--transfer-to ft is there twice"):
         api.audit(run.model_path, defense="fst", run=run.folder, probes=["transfer"], others=["ft", FT()])
