@@ -16,7 +16,7 @@ from typing import Any
 
 from tabulate import tabulate
 
-from benchmarks import rows_of
+from benchmarks import rows_of, spread
 
 PAGE = Path(__file__).parent.parent / "docs" / "sep.md"
 RESULTS = Path(__file__).parent / "results"
@@ -46,6 +46,7 @@ def filled(text: str, folder: Path) -> str:
         "few": [row for row in measured if row["flagged"] < FLAGGED],
         "ablation": rows_of(*sorted(folder.glob("ablation_*.json"))),
         "innocent": rows_of(*sorted(folder.glob("innocent_*.json"))),
+        "audits": rows_of(*sorted(folder.glob("flow_sep_*.json"))),
     }
     usual = [row for row in measured if (row["clean"], row["flagged"]) == (CLEAN, FLAGGED)]
     for name, table in TABLES.items():
@@ -124,16 +125,37 @@ def adaptive(rows: list[Row]) -> str:
 
 
 def robust(rows: list[Row]) -> str:
-    """One line a run: robust accuracy before, after EP on pure pools, after `sep`, and with its first guess."""
+    """One line an attack: robust accuracy before, after EP on pure pools, after `sep`, and with its first guess."""
     columns = [("", 0.0), ("ep", 0.0), ("sep", 0.1), ("sep rounds=0", 0.1)]
-    lines = []
-    for run in sorted({row["run"] for row in rows if (row["defense"], row["eps"]) == ("sep", 0.1)}):
-        there = {(row["defense"], row["eps"]): row.get("robust_acc") for row in rows if row["run"] == run}
-        values = [there.get(column) for column in columns]
-        if values[1] is None:
-            continue
-        lines.append([run, *("" if value is None else f"{100 * value:.1f}" for value in values)])
+    lines = [
+        [attack, *(spread(percent(rows, attack, *column, "robust_acc")) for column in columns)]
+        for attack in attacks(rows, "sep")
+    ]
     return laid_out(lines, ["", "suspect", "EP", "`sep`, eps .1", "`-o rounds=0`"])
+
+
+def by_seed(rows: list[Row]) -> str:
+    """One line an attack: what each seed's victim leaves at eps .1, and what RA makes of it and of EP's."""
+    columns = [("sep", 0.1, "o_asr"), ("sep", 0.1, "p_asr"), ("ep", 0.0, "p_asr")]
+    lines = [
+        [attack, *(", ".join(f"{v:.1f}" for v in percent(rows, attack, *column)) for column in columns)]
+        for attack in attacks(rows, "sep")
+    ]
+    return laid_out(lines, ["", "`sep`: O-ASR", "`sep`: P-ASR", "EP: P-ASR"])
+
+
+def audits(rows: list[Row]) -> str:
+    """One line a whole audit: the verdict, and every reactivation beside the clean twin's."""
+    pairs = [(f"{probe}.{subject}.p_asr") for probe in ("retune", "qra") for subject in ("purified", "reference")]
+    lines = [
+        [
+            f"{row['attack']}-{row['seed']}",
+            row["verdict"],
+            *(f"{100 * row[key]:.1f}" for key in ("purified.c_acc", "purified.o_asr", *pairs, "qra.purified.c_asr")),
+        ]
+        for row in rows
+    ]
+    return laid_out(lines, ["", "verdict", "C-ACC", "O-ASR", "RA", "of the twin", "QRA", "of the twin", "C-ASR of QRA"])
 
 
 def few(rows: list[Row]) -> str:
@@ -166,6 +188,8 @@ TABLES: dict[str, Callable[[list[Row]], str]] = {
     "robust": robust,
     "few": few,
     "innocent": innocent,
+    "seeds": by_seed,
+    "audits": audits,
 }
 
 
@@ -185,10 +209,16 @@ def found(rows: list[Row], attack: str, name: str, eps: float) -> list[Row]:
     return [row for row in rows if (row["attack"], row["defense"], row["eps"]) == (attack, name, eps)]
 
 
+def percent(rows: list[Row], attack: str, name: str, eps: float, metric: str) -> list[float]:
+    """List a metric of a defense's rows in percent, seed by seed."""
+    there = sorted(found(rows, attack, name, eps), key=lambda row: str(row["run"]))
+    return [100 * row[metric] for row in there if metric in row]
+
+
 def mean(rows: list[Row], attack: str, name: str, eps: float, metric: str) -> float | None:
     """Average a metric over them; None where there are none."""
-    values = [row[metric] for row in found(rows, attack, name, eps) if metric in row]
-    return statistics.fmean(values) if values else None
+    values = percent(rows, attack, name, eps, metric)
+    return statistics.fmean(values) / 100 if values else None
 
 
 def difference(a: list[Row], b: list[Row], metric: str) -> float | None:

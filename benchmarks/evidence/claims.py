@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -14,6 +15,7 @@ from benchmarks.evidence.results import (
     below,
     bounded,
     costing,
+    crossed,
     monotone,
     ordered,
     reactivated,
@@ -118,11 +120,22 @@ def _(results: Results) -> Iterator[Part]:
     yield from below(results, "pl", ("ft", "fst"), eps=0.1, least=0.3)
 
 
-unmeasured(
+@claim(
     "PL T4, T5",
-    "malicious images of one attack unlearn another's trigger as well",
-    missing="A grid's cells take the malicious images of their own attack; no pool of another one was given",
+    "a model purified with one attack's images is low under the triggers of others: .1 to 1.3% (here: at most 5%)",
+    missing="Impure pools (Table 5)",
 )
+def _(results: Results) -> Iterator[Part]:
+    yield from crossed(results, own_images=True, most=0.05)
+
+
+@claim(
+    "PL E",
+    "PL works against attacks that it was not tuned on (here: another attack's images leave at most 5%)",
+    cause="Ascent on images with one trigger unlearns that trigger; another keeps its way to the target",
+)
+def _(results: Results) -> Iterator[Part]:
+    yield from crossed(results, own_images=False, most=0.05)
 
 
 @claim("SS T3", "ANP, I-BAU, FT-SAM, FST and BTI-DBF all leave less than 6% O-ASR", cause=GREY)
@@ -197,11 +210,15 @@ def _(results: Results) -> Iterator[Part]:
                 yield Part(f"{name} on {attack}: t = {spread(rate.values, digits=2)}", holds)
 
 
-unmeasured(
-    "SS 4.1",
-    "perturbations found by QRA on one purified model transfer to others (32% on average)",
-    missing="The probe `transfer` was not run on Fashion-MNIST",
+@claim(
+    "SS 3.3", "perturbations found by QRA on one purified model transfer to others: 32% on average (here: at least 20)"
 )
+def _(results: Results) -> Iterator[Part]:
+    for row in results.audits:
+        rates = [v for k, v in row.items() if k.startswith("transfer.purified.transfer_p_asr")]
+        if rates:
+            text = f"{row['attack']}, {len(rates)} pairs of models: {spread(100 * rate for rate in rates)}"
+            yield Part(text, statistics.fmean(rates) >= 0.2)
 
 
 @claim("SS T10", "PAM's P-ASR falls as rho rises: 33, 10, 2.7, 2.6, .3 at .1, .3, .5, .7, .9")
@@ -239,11 +256,20 @@ unmeasured(
 )
 
 
-unmeasured(
+@claim(
     "D3 3",
-    "past the tuned weights on the line from the suspect (t > 1) backdoor loss rises at little clean loss",
-    missing="The probe `lmc` goes as far as t = 1 here; `trajectory`, which goes to 2, was not run on Fashion-MNIST",
+    "past the tuned weights on the line from the suspect (t > 1) backdoor loss rises at little clean loss (here: at t = 2 ASR is "
+    "lower, by 10 points or to 5%, and C-ACC at most 3 points)",
 )
+def _(results: Results) -> Iterator[Part]:
+    at = "BatchNorm re-estimated"
+    for row in results.audits:
+        keys = [f"trajectory.purified.{m}[t = {t}, {at}]" for m in ("asr", "c_acc") for t in (1, 2)]
+        if all(key in row for key in keys):
+            asr, far_asr, acc, far_acc = (row[key] for key in keys)
+            text = f"{row['defense']} on {row['attack']}: ASR {100 * asr:.1f} -> {100 * far_asr:.1f}, C-ACC {100 * acc:.1f} -> {100 * far_acc:.1f}"
+            lower = far_asr <= max(0.05, asr - 0.1)
+            yield Part(text, lower and far_acc >= acc - 0.03)
 
 
 @claim("D3 T6, T7", "a larger epsilon lowers D3's ASR")

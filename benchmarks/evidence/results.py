@@ -50,12 +50,16 @@ class Results:
     folder: Path = RESULTS
     tuned: list[dict[str, Any]] = field(init=False)
     audits: list[dict[str, Any]] = field(init=False)
+    crossed: list[dict[str, Any]] = field(init=False)
+    """PL with the images of one attack, under the triggers of others (`benchmarks.cross_attack`)."""
 
     def __post_init__(self) -> None:
         self.tuned = rows_of(
             *sorted(self.folder.glob("defenses_*.json")), *sorted(self.folder.glob("contaminated_*.json"))
         )
-        self.audits = rows_of(*sorted(self.folder.glob("flow_seed*.json")), self.folder / "flow_clean_twin.json")
+        names = ("flow_seed*.json", "flow_transfer_*.json", "flow_clean_twin.json")
+        self.audits = rows_of(*(file for name in names for file in sorted(self.folder.glob(name))))
+        self.crossed = rows_of(*sorted(self.folder.glob("cross_*.json")))
 
     def after(self, attack: str, defense: str, metric: str, eps: float = 0.0) -> Rate | None:
         """Look up what a defense left, on pools of which a share eps was exchanged.
@@ -140,6 +144,19 @@ def reactivated(
             if rate := results.audited(attack, name, column):
                 before = results.audited(attack, name, "purified.o_asr")
                 yield Part(f"{name} on {attack}: {before} -> {rate}", least <= rate.mean <= most)
+
+
+def crossed(results: Results, *, own_images: bool, most: float) -> Iterator[Part]:
+    """Say of each model whether little is left of it that an attack reaches whose images the defense was not shown.
+
+    own_images: purified with the images of its own attack, under others' triggers; else with those of another, under
+    its own trigger.
+    """
+    for row in results.crossed:
+        model, donor, trigger = (row[key].rpartition("-")[0] for key in ("run", "donor", "trigger"))
+        if trigger != donor and model == (donor if own_images else trigger):
+            text = f"{model}, shown {donor}, under {trigger}'s trigger: {Rate((row['asr'],), row['n'])}"
+            yield Part(text, row["asr"] <= most)
 
 
 def monotone(
