@@ -15,7 +15,7 @@ from bdaudit.flow.implant import check_flagged
 from bdaudit.inputs.pool import Pool
 from benchmarks.evidence.__main__ import PAGE
 from benchmarks.evidence.page import page, row
-from benchmarks.evidence.results import RESULTS, Claim, Rate, Results, monotone, ordered
+from benchmarks.evidence.results import RESULTS, Claim, Rate, Results, crossed, monotone, ordered
 
 GRIDS = sorted((RESULTS.parent / "grids").glob("*.toml"))
 
@@ -62,6 +62,25 @@ def test_defenses_are_compared_on_clean_pools_of_one_size(tmp_path: Path) -> Non
     assert found.after("badnets", "ft", "o_asr") == Rate((0.9,), 1000)
     assert found.after("badnets", "sep", "o_asr") is None
     assert results(tmp_path, {}, larger={"sep": 0.2}).after("badnets", "sep", "o_asr") == Rate((0.2,), 1000)
+
+
+def test_images_of_another_attack_are_told_from_the_triggers_of_another(tmp_path: Path) -> None:
+    """Of four figures of two runs, one each is of another's images and the own trigger; models shown both are no case."""
+
+    def rows(run: str, donor: str, left: float) -> list[dict[str, Any]]:
+        triggers = {"badnets-1": left, "wanet-1": left / 10}
+        return [{"run": run, "donor": donor, "trigger": t, "asr": asr, "n": 1000} for t, asr in triggers.items()]
+
+    pairs = [("badnets-1", "badnets-1", 0.01), ("badnets-1", "wanet-1", 0.9), ("wanet-1", "badnets-1", 0.8)]
+    (tmp_path / "cross_x.json").write_text(json.dumps([row for pair in pairs for row in rows(*pair)]))
+    found = results(tmp_path, {})
+    [own] = crossed(found, own_images=True, most=0.05)
+    assert (own.text.rpartition(":")[0], own.holds) == ("badnets, shown badnets, under wanet's trigger", True)
+    others = list(crossed(found, own_images=False, most=0.05))
+    assert [(p.text.rpartition(":")[0], p.holds) for p in others] == [
+        ("badnets, shown wanet, under badnets's trigger", False),
+        ("wanet, shown badnets, under wanet's trigger", False),
+    ]
 
 
 def test_a_claim_is_echoed_in_part_or_not_at_all(tmp_path: Path) -> None:

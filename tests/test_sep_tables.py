@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.sep_tables import PAGE, RESULTS, TABLES, filled, goals
+from benchmarks.sep_tables import PAGE, RESULTS, TABLES, by_seed, filled, goals
 
 
 def row(attack: str, defense: str, eps: float, c_acc: float, o_asr: float, p_asr: float) -> dict[str, object]:
@@ -40,6 +40,13 @@ def test_a_goal_counts_attacks_and_names_those_that_miss_it() -> None:
     ]
     cells = [[c.strip() for c in line.split("|")[2:4]] for line in goals(rows).splitlines()[2:]]
     assert cells == [["1 of 2", "wanet 4.0"], ["1 of 1", ""], ["1 of 2", "wanet 5.0"], ["1 of 2", "wanet 3.0"]]
+
+
+def test_seeds_stand_side_by_side_in_their_order() -> None:
+    rows = [row("lf", "sep", 0.1, 0.9, s / 100, s / 10) | {"run": f"lf-{s}"} for s in (2, 1, 3)]
+    rows += [row("lf", "ep", 0.0, 0.9, 0.01, 0.05), row("lf", "sep", 0.2, 0.9, 0.5, 0.5)]
+    [line] = by_seed(rows).splitlines()[2:]
+    assert [cell.strip() for cell in line.split("|")[1:-1]] == ["lf", "1.0, 2.0, 3.0", "10.0, 20.0, 30.0", "5.0"]
 
 
 def test_a_page_without_a_place_for_a_table_is_refused(tmp_path: Path) -> None:
