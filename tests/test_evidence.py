@@ -65,7 +65,7 @@ def test_defenses_are_compared_on_clean_pools_of_one_size(tmp_path: Path) -> Non
 
 
 def test_images_of_another_attack_are_told_from_the_triggers_of_another(tmp_path: Path) -> None:
-    """Of four figures of two runs, one each is of another's images and the own trigger; models shown both are no case."""
+    """A model shown its own images counts under others' triggers, one shown another's under its own trigger alone."""
 
     def rows(run: str, donor: str, left: float) -> list[dict[str, Any]]:
         triggers = {"badnets-1": left, "wanet-1": left / 10}
