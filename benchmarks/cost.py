@@ -20,6 +20,7 @@ from tabulate import tabulate
 
 from bdaudit import api, plugins
 from bdaudit.defenses.base import Defense
+from bdaudit.flow.contamination import Contamination
 from bdaudit.flow.run import Run, open_run
 from benchmarks import named
 from benchmarks.defenses import given
@@ -68,7 +69,7 @@ def main() -> None:
 def timed(run: Run, defense: Defense, clean: int) -> dict[str, Any]:
     """Run a defense once; count the images that pass the head with a gradient, and take the time."""
     model = api.load(run.model_path).classifier
-    known = given(run, clean, eps=0.0, flagged=108, seed=0)
+    known = given(run, clean, eps=Contamination(), flagged=108, seed=0)
     images = 0
 
     def seen(_: object, args: tuple[torch.Tensor, ...]) -> None:

@@ -1,13 +1,13 @@
 """Measure defenses on run folders: C-ACC, O-ASR, DER and seconds, on pure or contaminated pools; P-ASR if asked for.
 
     python -m benchmarks.defenses RUN [RUN ...] --json FILE [--defense "NAME option=value ..." ...] [--clean 200 500]
-        [--eps 0 0.1] [--flagged 108] [--ra]
+        [--eps 0 0.1 0.1,0] [--flagged 108] [--ra]
     python -m benchmarks.defenses --table FILE [FILE ...]
 
 Every option of a defense is at its default unless it is named; without --defense, all that tune a given model. Each is
 handed what it asks for out of: so many clean images, so many flagged ones, the target, and the trigger for those that
-know it. eps is both shares (PL section 5): of the benign images that are triggered and labelled with the target, and of
-the flagged images that are clean; the totals stay. Defenses that know the trigger get pure pools only. --ra: the
+know it. eps is two shares (PL section 5): of the benign images that are triggered and labelled with the target, and of
+the flagged images that are clean, `0.1,0`, or one number for both; the totals stay. Defenses that know the trigger get pure pools only. --ra: the
 retuning attack afterwards, at its paper's count. Rows that FILE holds are not measured again.
 """
 
@@ -52,7 +52,7 @@ def with_pools(parser: argparse.ArgumentParser) -> argparse.Namespace | None:
     """Add what says which pools and runs to measure on, and parse; None if a table was asked for and printed."""
     parser.add_argument("runs", nargs="*", type=Path)
     parser.add_argument("--clean", nargs="+", type=int, default=[500])
-    parser.add_argument("--eps", nargs="+", type=float, default=[0.0])
+    parser.add_argument("--eps", nargs="+", type=shares, default=[Contamination()])
     parser.add_argument("--flagged", type=int, default=108)
     parser.add_argument("--images", type=int, default=2000, help="test images to measure on, at most")
     parser.add_argument("--seed", type=int, default=0)
@@ -73,9 +73,10 @@ def measure_all(args: argparse.Namespace, defenses: Mapping[str, Defense]) -> No
     rows = Rows(args.json)
     chosen: dict[str, Defense | None] = {"": None, **defenses}
     for run, clean, eps, name in product(map(open_run, args.runs), args.clean, args.eps, chosen):
-        at = dict(zip(AXES, (run.folder.name, clean, eps, args.flagged, args.seed, name), strict=True))
+        said = eps.clean if eps.clean == eps.flagged else str(eps)
+        at = dict(zip(AXES, (run.folder.name, clean, said, args.flagged, args.seed, name), strict=True))
         defense = chosen[name]
-        if rows.holds(at) or (eps and (defense is None or defense.oracle())):
+        if rows.holds(at) or (eps != Contamination() and (defense is None or defense.oracle())):
             continue
         rows.add(at | {"attack": run.record.attack} | measured(run, defense, clean, eps, args))
 
@@ -86,7 +87,15 @@ def tuning_defenses() -> list[str]:
     return sorted(row.cls.name for row in found if not {"fresh", "train"} & set(row.cls.wants()))
 
 
-def measured(run: Run, defense: Defense | None, clean: int, eps: float, args: argparse.Namespace) -> dict[str, Any]:
+def shares(text: str) -> Contamination:
+    """Read one share for both pools, or two."""
+    first, comma, second = text.partition(",")
+    return Contamination(float(first), float(second if comma else first))
+
+
+def measured(
+    run: Run, defense: Defense | None, clean: int, eps: Contamination, args: argparse.Namespace
+) -> dict[str, Any]:
     """Purify a run's model by one defense, or none, and measure what comes out."""
     model, seconds = api.load(run.model_path).classifier, 0.0
     if defense is not None:
@@ -104,9 +113,9 @@ def measured(run: Run, defense: Defense | None, clean: int, eps: float, args: ar
     }
 
 
-def given(run: Run, clean: int, eps: float, flagged: int, seed: int) -> dict[str, Any]:
+def given(run: Run, clean: int, eps: Contamination, flagged: int, seed: int) -> dict[str, Any]:
     """What a defense may ask for beside the model: pools of these sizes, the target, the trigger, a generator."""
-    pools = defender_pools(run, Contamination(eps, eps), seed, budget=clean, flagged=flagged)
+    pools = defender_pools(run, eps, seed, budget=clean, flagged=flagged)
     known = dict(zip(("clean", "malicious"), pools, strict=True))
     return known | {"target": run.goal.target, "trigger": run.trigger, "rng": generator(seed)}
 
@@ -135,7 +144,7 @@ def table(rows: list[dict[str, Any]]) -> str:
     return tabulate(lines, ["defense", "clean", "eps", *heads, "time / FT"], tablefmt="github", disable_numparse=True)
 
 
-def at(row: dict[str, Any]) -> tuple[str, int, float]:
+def at(row: dict[str, Any]) -> tuple[str, int, float | str]:
     """Name the model and the pools that defenses are compared on."""
     return row["run"], row["clean"], row["eps"]
 

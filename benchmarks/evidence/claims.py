@@ -100,12 +100,29 @@ def _(results: Results) -> Iterator[Part]:
             yield Part(f"{attack}: {first} at 0.05, {last} at 0.5", last.mean >= first.mean - 0.1)
 
 
+@claim("PL T2a", "with the clean pool contaminated at .1 PL leaves 10.7%, FT 56, FST 49 (here: PL below both)")
+def _(results: Results) -> Iterator[Part]:
+    yield from below(results, "pl", ("ft", "fst"), eps="clean 0.1, flagged 0")
+
+
+@claim("PL T2b", "with the flagged pool contaminated at .1 PL leaves .2% (here: at most 5%)")
+def _(results: Results) -> Iterator[Part]:
+    yield from bounded(results, ("pl",), 0.05, eps="clean 0, flagged 0.1")
+
+
+@claim("PL T2b", "which costs PL C-ACC: 76 with pure pools become 66 (here: 3 to 20 points)")
+def _(results: Results) -> Iterator[Part]:
+    for attack in ATTACKS:
+        pure, impure = (results.after(attack, "pl", "c_acc", eps) for eps in (0.0, "clean 0, flagged 0.1"))
+        if pure and impure:
+            yield Part(f"{attack}: {pure} -> {impure}", 0.03 <= pure.mean - impure.mean <= 0.2)
+
+
 @claim(
     "PL T2c",
     "with both pools contaminated at .1 PL leaves 1.0% at C-ACC 66 (here: at most 5%)",
     cause="Triggered images with the target's label among the clean ones pull against the ascent; screening them out first "
     "(`sep`, docs/sep.md) leaves less than 2%",
-    missing="The panels with one pool contaminated",
 )
 def _(results: Results) -> Iterator[Part]:
     yield from bounded(results, ("pl",), 0.05, eps=0.1)

@@ -61,8 +61,8 @@ class Results:
         self.audits = rows_of(*(file for name in names for file in sorted(self.folder.glob(name))))
         self.crossed = rows_of(*sorted(self.folder.glob("cross_*.json")))
 
-    def after(self, attack: str, defense: str, metric: str, eps: float = 0.0) -> Rate | None:
-        """Look up what a defense left, on pools of which a share eps was exchanged.
+    def after(self, attack: str, defense: str, metric: str, eps: float | str = 0.0) -> Rate | None:
+        """Look up what a defense left, on pools of which a share eps was exchanged, or as said of each pool.
 
         Where an attack was measured with several sizes of the clean pool, the smallest counts, for every defense alike.
         """
@@ -114,7 +114,9 @@ def ordered(results: Results, names: tuple[str, ...], metric: str = "o_asr", sla
             yield Part(f"{attack}: {text}", falling([rate for _, rate in known], slack))
 
 
-def below(results: Results, name: str, others: tuple[str, ...], eps: float = 0.0, least: float = 0.0) -> Iterator[Part]:
+def below(
+    results: Results, name: str, others: tuple[str, ...], eps: float | str = 0.0, least: float = 0.0
+) -> Iterator[Part]:
     """Say of each attack and other defense whether it leaves no less ASR than this one, and at least so much."""
     for attack in ATTACKS:
         ours = results.after(attack, name, "o_asr", eps)
@@ -126,7 +128,7 @@ def below(results: Results, name: str, others: tuple[str, ...], eps: float = 0.0
 
 
 def bounded(
-    results: Results, names: tuple[str, ...], most: float, metric: str = "o_asr", eps: float = 0.0
+    results: Results, names: tuple[str, ...], most: float, metric: str = "o_asr", eps: float | str = 0.0
 ) -> Iterator[Part]:
     """Say of each attack and defense whether a figure is at most so much."""
     for attack in ATTACKS:
