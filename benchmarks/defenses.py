@@ -7,8 +7,8 @@
 Every option of a defense is at its default unless it is named; without --defense, all that tune a given model. Each is
 handed what it asks for out of: so many clean images, so many flagged ones, the target, and the trigger for those that
 know it. eps is two shares (PL section 5): of the benign images that are triggered and labelled with the target, and of
-the flagged images that are clean, `0.1,0`, or one number for both; the totals stay. Defenses that know the trigger get pure pools only. --ra: the
-retuning attack afterwards, at its paper's count. Rows that FILE holds are not measured again.
+the flagged images that are clean, `0.1,0`, or one number for both; the totals stay. Defenses that know the trigger get
+pure pools only. --ra: the retuning attack afterwards, at its paper's count. Rows that FILE holds are not made again.
 """
 
 from __future__ import annotations
