@@ -199,8 +199,8 @@ def attacks(rows: list[Row], defense: str) -> Iterator[str]:
 
 
 def seeds(rows: list[Row], attack: str) -> str:
-    """Say how many victims there were."""
-    count = len({row["run"] for row in rows if row["attack"] == attack})
+    """Say how many victims `sep` was measured on."""
+    count = len({row["run"] for row in rows if (row["attack"], row["defense"]) == (attack, "sep")})
     return f"{count} seed{'s' * (count > 1)}"
 
 
