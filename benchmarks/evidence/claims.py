@@ -231,7 +231,7 @@ def _(results: Results) -> Iterator[Part]:
     "SS 3.3", "perturbations found by QRA on one purified model transfer to others: 32% on average (here: at least 20)"
 )
 def _(results: Results) -> Iterator[Part]:
-    for row in results.audits:
+    for row in results.compared:
         rates = [v for k, v in row.items() if k.startswith("transfer.purified.transfer_p_asr")]
         if rates:
             text = f"{row['attack']}, {len(rates)} pairs of models: {spread(100 * rate for rate in rates)}"
@@ -280,7 +280,7 @@ unmeasured(
 )
 def _(results: Results) -> Iterator[Part]:
     at = "BatchNorm re-estimated"
-    for row in results.audits:
+    for row in results.compared:
         keys = [f"trajectory.purified.{m}[t = {t}, {at}]" for m in ("asr", "c_acc") for t in (1, 2)]
         if all(key in row for key in keys):
             asr, far_asr, acc, far_acc = (row[key] for key in keys)

@@ -50,6 +50,8 @@ class Results:
     folder: Path = RESULTS
     tuned: list[dict[str, Any]] = field(init=False)
     audits: list[dict[str, Any]] = field(init=False)
+    compared: list[dict[str, Any]] = field(init=False)
+    """Audits of one model beside others: `transfer` and `trajectory`."""
     crossed: list[dict[str, Any]] = field(init=False)
     """PL with the images of one attack, under the triggers of others (`benchmarks.cross_attack`)."""
 
@@ -57,8 +59,8 @@ class Results:
         self.tuned = rows_of(
             *sorted(self.folder.glob("defenses_*.json")), *sorted(self.folder.glob("contaminated_*.json"))
         )
-        names = ("flow_seed*.json", "flow_transfer_*.json", "flow_clean_twin.json")
-        self.audits = rows_of(*(file for name in names for file in sorted(self.folder.glob(name))))
+        self.audits = rows_of(*sorted(self.folder.glob("flow_seed*.json")), self.folder / "flow_clean_twin.json")
+        self.compared = rows_of(*sorted(self.folder.glob("flow_transfer_*.json")))
         self.crossed = rows_of(*sorted(self.folder.glob("cross_*.json")))
 
     def after(self, attack: str, defense: str, metric: str, eps: float | str = 0.0) -> Rate | None:
