@@ -3,10 +3,11 @@
     python -m benchmarks.cross_attack RUN RUN [RUN ...] --json FILE [--defense pl] [--clean 1000] [--eps 0]
 
 Each run's model is purified with its own flagged images and with those of every other run; each that comes out is
-measured under every run's trigger. PL's Table 4 has one C-ACC a row, so one model a row: what it shows is a model
-purified with the images of its own attack under the triggers of others (`donor` is the run itself). The harder question
-is whether the images of one attack unlearn another's backdoor (`donor` is another run, `trigger` the run's own). eps
-contaminates both pools, the clean one with the run's own trigger. Rows that FILE holds are not measured again.
+measured under every run's trigger, and so is the model as it was (`donor` is ''). PL's Table 4 has one C-ACC a row, so
+one model a row: what it shows is a model purified with the images of its own attack under the triggers of others
+(`donor` is the run itself). The harder question is whether the images of one attack unlearn another's backdoor (`donor`
+is another run, `trigger` the run's own). eps contaminates both pools, the clean one with the run's own trigger. Rows
+that FILE holds are not measured again.
 """
 
 from __future__ import annotations
@@ -40,11 +41,12 @@ def main() -> None:
     parser.add_argument("--json", type=Path, required=True)
     args = parser.parse_args()
     rows, runs = Rows(args.json), [open_run(folder) for folder in args.runs]
-    for run, donor in product(runs, runs):
-        at = {"run": run.folder.name, "donor": donor.folder.name, "defense": args.defense, "eps": args.eps}
+    for run, donor in product(runs, [None, *runs]):
+        name = donor.folder.name if donor else ""
+        at = {"run": run.folder.name, "donor": name, "defense": args.defense if donor else "", "eps": args.eps}
         if rows.holds(at):
             continue
-        model = purified(run, donor, args)
+        model = purified(run, donor, args) if donor else api.load(run.model_path).classifier
         for other in runs:
             rows.add(at | {"trigger": other.folder.name} | under(run, other, model))
 

@@ -71,11 +71,18 @@ def test_images_of_another_attack_are_told_from_the_triggers_of_another(tmp_path
         triggers = {"badnets-1": left, "wanet-1": left / 10}
         return [{"run": run, "donor": donor, "trigger": t, "asr": asr, "n": 1000} for t, asr in triggers.items()]
 
-    pairs = [("badnets-1", "badnets-1", 0.01), ("badnets-1", "wanet-1", 0.9), ("wanet-1", "badnets-1", 0.8)]
+    pairs = [
+        ("badnets-1", "", 1.0),
+        ("wanet-1", "", 0.1),
+        ("badnets-1", "badnets-1", 0.01),
+        ("badnets-1", "wanet-1", 0.9),
+        ("wanet-1", "badnets-1", 0.8),
+    ]
     (tmp_path / "cross_x.json").write_text(json.dumps([row for pair in pairs for row in rows(*pair)]))
     found = results(tmp_path, {})
     [own] = crossed(found, own_images=True, most=0.05)
-    assert (own.text.rpartition(":")[0], own.holds) == ("badnets, shown badnets, under wanet's trigger", True)
+    assert own.holds
+    assert own.text.startswith("badnets, shown badnets, under wanet's trigger: 10.0 -> 0.1 [")
     others = list(crossed(found, own_images=False, most=0.05))
     assert [(p.text.rpartition(":")[0], p.holds) for p in others] == [
         ("badnets, shown wanet, under badnets's trigger", False),

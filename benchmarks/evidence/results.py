@@ -153,14 +153,15 @@ def reactivated(
 def crossed(results: Results, *, own_images: bool, most: float) -> Iterator[Part]:
     """Say of each model whether little is left of it that an attack reaches whose images the defense was not shown.
 
-    own_images: purified with the images of its own attack, under others' triggers; else with those of another, under
-    its own trigger.
+    Each beside what that trigger does to the model before. own_images: purified with the images of its own attack, under
+    others' triggers; else with those of another, under its own trigger.
     """
+    before = {(row["run"], row["trigger"]): row["asr"] for row in results.crossed if not row["donor"]}
     for row in results.crossed:
         model, donor, trigger = (row[key].rpartition("-")[0] for key in ("run", "donor", "trigger"))
-        if trigger != donor and model == (donor if own_images else trigger):
-            text = f"{model}, shown {donor}, under {trigger}'s trigger: {Rate((row['asr'],), row['n'])}"
-            yield Part(text, row["asr"] <= most)
+        if donor and trigger != donor and model == (donor if own_images else trigger):
+            change = f"{100 * before[row['run'], row['trigger']]:.1f} -> {Rate((row['asr'],), row['n'])}"
+            yield Part(f"{model}, shown {donor}, under {trigger}'s trigger: {change}", row["asr"] <= most)
 
 
 def monotone(
