@@ -153,7 +153,7 @@ def reactivated(
 def crossed(results: Results, *, own_images: bool, most: float) -> Iterator[Part]:
     """Say of each model whether little is left of it that an attack reaches whose images the defense was not shown.
 
-    Each beside what that trigger does to the model before. own_images: purified with the images of its own attack, under
+    Each beside what that trigger does to the model before. own_images: purified with images of its own attack, under
     others' triggers; else with those of another, under its own trigger.
     """
     before = {(row["run"], row["trigger"]): row["asr"] for row in results.crossed if not row["donor"]}
