@@ -140,6 +140,8 @@ def _(results: Results) -> Iterator[Part]:
 @claim(
     "PL T4, T5",
     "a model purified with one attack's images is low under the triggers of others: .1 to 1.3% (here: at most 5%)",
+    cause="Tuned on BadNets' images, noise over the whole image goes to the target more often than before: the ascent moves "
+    "what it was not shown too",
     missing="Impure pools (Table 5)",
 )
 def _(results: Results) -> Iterator[Part]:
