@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import statistics
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -230,11 +231,19 @@ def _(results: Results) -> Iterator[Part]:
 
 
 @claim(
-    "SS 3.3", "perturbations found by QRA on one purified model transfer to others: 32% on average (here: at least 20)"
+    "SS 3.3",
+    "perturbations found by QRA on one purified model transfer to others: 32% on average (here: at least 20, onto models that their "
+    "defense left at most 10%)",
+    cause="FT-SAM, BTI-DBF and I-BAU left 73 to 100% on this victim, so that nothing had to be brought back; FST's and PL's models, which "
+    "are purified, take no other model's perturbation",
+    missing="Victims on which more defenses leave little",
 )
 def _(results: Results) -> Iterator[Part]:
+    pair = re.compile(r"transfer\.purified\.transfer_p_asr\[made on .+, tried on (.+)\]")
     for row in results.compared:
-        rates = [v for k, v in row.items() if k.startswith("transfer.purified.transfer_p_asr")]
+        left = {"this model": row["purified.o_asr"]}
+        left |= {k.partition("[")[2][:-1]: v for k, v in row.items() if k.startswith("transfer.purified.o_asr[")}
+        rates = [rate for key, rate in row.items() if (m := pair.fullmatch(key)) and left[m[1]] <= 0.1]
         if rates:
             text = f"{row['attack']}, {len(rates)} pairs of models: {spread(100 * rate for rate in rates)}"
             yield Part(text, statistics.fmean(rates) >= 0.2)
@@ -279,6 +288,8 @@ unmeasured(
     "D3 3",
     "past the tuned weights on the line from the suspect (t > 1) backdoor loss rises at little clean loss (here: at t = 2 ASR is "
     "lower, by 10 points or to 5%, and C-ACC at most 3 points)",
+    cause="FST redraws its last layer, so that the line goes far: twice as far leaves less of the clean task too; it left little ASR to lower",
+    missing="Defenses that stay near the suspect, such as FT-SAM",
 )
 def _(results: Results) -> Iterator[Part]:
     at = "BatchNorm re-estimated"
