@@ -7,15 +7,15 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pydantic import ValidationError
 from torch import nn
 
 from bdaudit import plugins
 from bdaudit.attacks.base import Attack
 from bdaudit.attacks.triggers import Trigger
 from bdaudit.defenses.base import Defense
-from bdaudit.errors import InputError, UsageError, did_you_mean, first_mistake, one_line
+from bdaudit.errors import UsageError, one_line
 from bdaudit.flow import audit as flow
+from bdaudit.flow.choices import Others, choose, load_policy, told_apart
 from bdaudit.flow.evidence import Evidence
 from bdaudit.flow.gather import audit_evidence, default_clean, purification_evidence, with_pools
 from bdaudit.flow.implant import Sizes, clean_twin, default_recipe, implant
@@ -43,7 +43,6 @@ from bdaudit.inputs.checkpoint import save_checkpoint
 from bdaudit.inputs.classifier import Classifier
 from bdaudit.inputs.datasets import Dataset, load_dataset
 from bdaudit.inputs.files import atomic_folder, check_writable, sha256
-from bdaudit.inputs.toml import read_toml
 from bdaudit.probes.base import Probe
 from bdaudit.report.pictures import encode
 from bdaudit.report.schema import Exhibit, Granted, Measurement, Policy, Report
@@ -54,9 +53,6 @@ __all__ = ["attack", "audit", "demo", "import_record", "load", "purify", "save",
 M = TypeVar("M", bound=nn.Module)
 
 DEFAULT_PROBES = ("retune", "qra")
-
-Others = Sequence[PathLike | Classifier | Defense] | Mapping[str, Defense]
-"""Further purified models, or defenses that make some."""
 
 
 def purify(
@@ -169,7 +165,7 @@ def audit(
             run=opened,
             reference=reference,
             others=models,
-            defenses=tuple(defenses.values()),
+            other_defenses=tuple(defenses.values()),
             tuned_elsewhere=purified is not None,
             min_triggered=rules.min_triggered,
             rng=generator(seed),
@@ -181,7 +177,7 @@ def audit(
             defense=chosen,
             purified=other,
             reference_defense=plugins.get("defense", "ep").parse() if evidence.reference is None else None,
-            others=defenses,
+            other_defenses=defenses,
             probes=chosen_probes,
             policy=rules,
             seed=seed,
@@ -393,73 +389,6 @@ def demo(out: PathLike, *, seed: int = 0, device: str = "auto") -> Report:
             out=folder / "audit-pl",
             track=False,  # the folder has no name yet, and a demonstration is nobody's result
         )
-
-
-def choose(
-    defense: str | Defense | None, probes: Sequence[str | Probe], options: Mapping[str, Any] | None
-) -> tuple[Defense | None, list[Probe]]:
-    """Look plugins up and parse their options: `name` is the defense's, `probe.name` a probe's."""
-    options = dict(options or {})
-    prefixed = {k: v for k, v in options.items() if "." in k}
-    plain = {k: v for k, v in options.items() if "." not in k}
-    chosen: Defense | None = None
-    if isinstance(defense, Defense):
-        chosen = defense
-    elif defense is not None:
-        chosen = plugins.get("defense", defense).parse(plain)
-    elif plain:
-        raise UsageError(
-            f"-o {next(iter(plain))}: there is no defense to set it on; probes' options are probe.name=value"
-        )
-    picked = []
-    for probe in probes:
-        if isinstance(probe, Probe):
-            picked.append(probe)
-            continue
-        own = {k.partition(".")[2]: prefixed.pop(k) for k in list(prefixed) if k.partition(".")[0] == probe}
-        picked.append(plugins.get("probe", probe).parse(own))
-    if prefixed:
-        raise UsageError(
-            f"-o {one_line(next(iter(prefixed)), 60)}: no such probe in this audit ({', '.join(p.name for p in picked)})"
-        )
-    return chosen, picked
-
-
-def told_apart(others: Others) -> tuple[list[PathLike | Classifier], dict[str, Defense]]:
-    """Tell purified models from defenses that are to make some, these by what the report calls them.
-
-    A name is a defense's unless there is a file of that name.
-    """
-    if isinstance(others, Mapping):
-        return [], dict(others)
-    models: list[PathLike | Classifier] = []
-    defenses: dict[str, Defense] = {}
-    for other in others:
-        if isinstance(other, str) and not Path(other).exists():
-            if other not in (names := plugins.names("defense")):
-                close = did_you_mean(other, names)
-                raise InputError(
-                    f"--transfer-to {one_line(other, 160)}: no such file, and no defense of that name{close}"
-                )
-            other = plugins.get("defense", other).parse()
-        if not isinstance(other, Defense):
-            models.append(other)
-            continue
-        if other.name in defenses:
-            raise UsageError(f"--transfer-to {other.name} is there twice")
-        defenses[other.name] = other
-    return models, defenses
-
-
-def load_policy(policy: Policy | PathLike | None) -> Policy:
-    """Read a policy file (TOML), or take the defaults."""
-    if policy is None or isinstance(policy, Policy):
-        return policy or Policy()
-    try:
-        return Policy.model_validate(read_toml(policy, f"--policy {one_line(policy)}"))
-    except ValidationError as e:
-        known = ", ".join(Policy.model_fields)
-        raise InputError(f"--policy {one_line(policy)}: {first_mistake(e)} (known: {known})") from None
 
 
 def save(suspect: Suspect, purified: Classifier, out: PathLike, granted: Sequence[Granted], defense: Defense) -> None:

@@ -18,13 +18,14 @@ from pathlib import Path
 from typing import Any
 
 from bdaudit import api, plugins
-from bdaudit.flow.contamination import Contamination, defender_pools
+from bdaudit.flow.contamination import Contamination
 from bdaudit.flow.run import Run, open_run
 from bdaudit.inputs.classifier import Classifier
 from bdaudit.runtime import generator
 from bdaudit.training.metrics import accuracy, attack_rates
 from bdaudit.training.progress import progress_shown
 from benchmarks import Rows, named
+from benchmarks.defenses import given
 
 IMAGES = 1000
 
@@ -53,20 +54,13 @@ def main() -> None:
 
 def purified(run: Run, donor: Run, args: argparse.Namespace) -> Classifier:
     """Purify a run's model with another's flagged images."""
-    clean, malicious = defender_pools(
-        run,
-        Contamination(args.eps, args.eps),
-        args.seed,
-        budget=args.clean,
-        flagged=args.flagged,
-        donor=None if donor is run else donor,
-    )
+    other = None if donor is run else donor
+    known = given(run, args.clean, Contamination(args.eps, args.eps), args.flagged, args.seed, other)
     name, options = named(args.defense)
-    given = {"clean": clean, "malicious": malicious, "target": run.goal.target, "rng": generator(args.seed)}
     with progress_shown():
-        made: Classifier = plugins.get("defense", name).parse(options).run(
-            {"model": api.load(run.model_path).classifier, **given}
-        )  # fmt: skip
+        made: Classifier = (
+            plugins.get("defense", name).parse(options).run({"model": api.load(run.model_path).classifier, **known})
+        )
     return made
 
 

@@ -113,9 +113,11 @@ def measured(
     }
 
 
-def given(run: Run, clean: int, eps: Contamination, flagged: int, seed: int) -> dict[str, Any]:
+def given(
+    run: Run, clean: int, eps: Contamination, flagged: int, seed: int, donor: Run | None = None
+) -> dict[str, Any]:
     """What a defense may ask for beside the model: pools of these sizes, the target, the trigger, a generator."""
-    pools = defender_pools(run, eps, seed, budget=clean, flagged=flagged)
+    pools = defender_pools(run, eps, seed, budget=clean, flagged=flagged, donor=donor)
     known = dict(zip(("clean", "malicious"), pools, strict=True))
     return known | {"target": run.goal.target, "trigger": run.trigger, "rng": generator(seed)}
 

@@ -74,10 +74,10 @@ def contaminated(rows: list[Row]) -> str:
 
 
 def peers(rows: list[Row]) -> str:
-    """One line a defense, one column an attack that all of these were measured on, a tenth of both pools exchanged."""
+    """One line an attack that all of these defenses were measured on, a tenth of both pools exchanged."""
     names = ("sep", "pl", "ft", "fst", "d3", "bti-dbf", "pam")
     there = [attack for attack in attacks(rows, "sep") if all(found(rows, attack, name, 0.1) for name in names)]
-    return laid_out([[f"`{n}`", *(cell(rows, a, n, 0.1) for a in there)] for n in names], ["", *there])
+    return laid_out([[a, *(cell(rows, a, n, 0.1) for n in names)] for a in there], ["", *(f"`{n}`" for n in names)])
 
 
 def goals(rows: list[Row]) -> str:
@@ -128,7 +128,7 @@ def robust(rows: list[Row]) -> str:
     """One line an attack: robust accuracy before, after EP on pure pools, after `sep`, and with its first guess."""
     columns = [("", 0.0), ("ep", 0.0), ("sep", 0.1), ("sep rounds=0", 0.1)]
     lines = [
-        [attack, *(spread(percent(rows, attack, *column, "robust_acc")) for column in columns)]
+        [attack, *(spread(100 * v for v in values(rows, attack, *column, "robust_acc")) for column in columns)]
         for attack in attacks(rows, "sep")
     ]
     return laid_out(lines, ["", "suspect", "EP", "`sep`, eps .1", "`-o rounds=0`"])
@@ -138,7 +138,7 @@ def by_seed(rows: list[Row]) -> str:
     """One line an attack: what each seed's victim leaves at eps .1, and what RA makes of it and of EP's."""
     columns = [("sep", 0.1, "o_asr"), ("sep", 0.1, "p_asr"), ("ep", 0.0, "p_asr")]
     lines = [
-        [attack, *(", ".join(f"{v:.1f}" for v in percent(rows, attack, *column)) for column in columns)]
+        [attack, *(", ".join(f"{100 * v:.1f}" for v in values(rows, attack, *column)) for column in columns)]
         for attack in attacks(rows, "sep")
     ]
     return laid_out(lines, ["", "`sep`: O-ASR", "`sep`: P-ASR", "EP: P-ASR"])
@@ -146,7 +146,7 @@ def by_seed(rows: list[Row]) -> str:
 
 def audits(rows: list[Row]) -> str:
     """One line a whole audit: the verdict, and every reactivation beside the clean twin's."""
-    pairs = [(f"{probe}.{subject}.p_asr") for probe in ("retune", "qra") for subject in ("purified", "reference")]
+    pairs = [f"{probe}.{subject}.p_asr" for probe in ("retune", "qra") for subject in ("purified", "reference")]
     lines = [
         [
             f"{row['attack']}-{row['seed']}",
@@ -209,16 +209,16 @@ def found(rows: list[Row], attack: str, name: str, eps: float) -> list[Row]:
     return [row for row in rows if (row["attack"], row["defense"], row["eps"]) == (attack, name, eps)]
 
 
-def percent(rows: list[Row], attack: str, name: str, eps: float, metric: str) -> list[float]:
-    """List a metric of a defense's rows in percent, seed by seed."""
+def values(rows: list[Row], attack: str, name: str, eps: float, metric: str) -> list[float]:
+    """List a metric of a defense's rows, seed by seed."""
     there = sorted(found(rows, attack, name, eps), key=lambda row: str(row["run"]))
-    return [100 * row[metric] for row in there if metric in row]
+    return [row[metric] for row in there if metric in row]
 
 
 def mean(rows: list[Row], attack: str, name: str, eps: float, metric: str) -> float | None:
     """Average a metric over them; None where there are none."""
-    values = percent(rows, attack, name, eps, metric)
-    return statistics.fmean(values) / 100 if values else None
+    there = values(rows, attack, name, eps, metric)
+    return statistics.fmean(there) if there else None
 
 
 def difference(a: list[Row], b: list[Row], metric: str) -> float | None:

@@ -147,7 +147,13 @@ class _Planner:
             "seed": place.seed,
         }
         defense = self._named(place.defense)
-        identity = [[s.key for s in needs], defense, [self._named(o) for o in others], where, self.audited.identity]
+        identity = [
+            [s.key for s in needs],
+            defense,
+            [[o.label, self._named(o)] for o in others],
+            where,
+            self.audited.identity,
+        ]
         spec = {
             **self.audited.spec,
             **where,

@@ -15,7 +15,7 @@ import torch
 from bdaudit.contract import missing_message
 from bdaudit.defenses.base import Defense, Purified
 from bdaudit.errors import MissingInput, PluginError, UsageError
-from bdaudit.flow.evidence import Evidence
+from bdaudit.flow.evidence import Evidence, unlike
 from bdaudit.flow.held_out import settle
 from bdaudit.flow.identity import resumable
 from bdaudit.flow.memo import Memo
@@ -63,7 +63,7 @@ def audit(
     defense: Defense | None = None,
     purified: Classifier | None = None,
     reference_defense: Defense | None = None,
-    others: Mapping[str, Defense] | None = None,
+    other_defenses: Mapping[str, Defense] | None = None,
     probes: Sequence[Probe] = (),
     policy: Policy | None = None,
     seed: int = 0,
@@ -76,7 +76,7 @@ def audit(
     """Audit a suspect model after `defense`, or one that somebody else `purified`; exactly one of them is given.
 
     reference_defense: makes the exactly purified reference where the trigger is known and no reference was
-    given. others: purify the suspect as well, for probes that try several models, under the names that they go by.
+    given. other_defenses: purify the suspect as well, for probes that try several models, under the names given.
     evaluate: images per rate, at most. memo: earlier results, taken where nothing that they rest on has changed.
     """
     policy = policy or Policy()
@@ -99,7 +99,7 @@ def audit(
         seconds["inversion"] = evidence.proxy.seconds
     checks = list(evidence.checks)
     if not evidence.shortfall:
-        _have_inputs(probes, evidence, reference_defense, others or {})
+        _have_inputs(probes, evidence, reference_defense, other_defenses or {})
         say("checking that the models can be measured")
         start = clock()
         checks += _given_models(evidence)
@@ -131,7 +131,8 @@ def audit(
             seconds["reference"] = clock() - start
             checks += check_model("reference", made.model, _test(evidence))
             evidence = trusted(evidence, checks)
-        for name, each in (others or {}).items():
+        for called, each in (other_defenses or {}).items():
+            name = unlike(called, evidence.others)
             say(f"purifying with {name}, to try what brings the backdoor back elsewhere")
             start = clock()
             made, given = purify(each, evidence, defense_seed, memo=memo)
@@ -213,13 +214,16 @@ def _title(defense: Defense | None, files: dict[str, Any]) -> str:
 
 
 def _have_inputs(
-    probes: Sequence[Probe], evidence: Evidence, reference_defense: Defense | None, others: Mapping[str, Defense]
+    probes: Sequence[Probe],
+    evidence: Evidence,
+    reference_defense: Defense | None,
+    other_defenses: Mapping[str, Defense],
 ) -> None:
     """Say what a probe lacks before any work is spent."""
     available = evidence.for_probe(evidence.suspect, generator(0))
     if reference_defense is not None and evidence.trigger is not None:
         available["reference"] = available["reference"] or evidence.suspect  # one will be made
-    available["others"] = available["others"] or others or None  # and so will these
+    available["others"] = available["others"] or other_defenses or None  # and so will these
     for probe in probes:
         if missing := [name for name in probe.needs() if available.get(name) is None]:
             raise MissingInput(missing_message(probe.name, missing[0]))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Collection
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -16,7 +17,7 @@ from bdaudit.flow.run import Run
 from bdaudit.inputs.classifier import Classifier
 from bdaudit.inputs.goal import Goal
 from bdaudit.inputs.pool import UNKNOWN, Pool
-from bdaudit.probes.base import Backdoor
+from bdaudit.probes.base import THIS, Backdoor
 from bdaudit.report.schema import Granted, SelfCheck
 from bdaudit.training.metrics import predict
 
@@ -87,6 +88,13 @@ class Evidence:
             for n in names
             if available.get(n) is not None
         ]
+
+
+def unlike(name: str, taken: Collection[str]) -> str:
+    """Call one of several models unlike the others, and unlike the one that is audited: with marks where need be."""
+    while name in taken or name == THIS:
+        name += "'"
+    return name
 
 
 def find_target(model: Classifier, flagged: Pool) -> tuple[int, str]:

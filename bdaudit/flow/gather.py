@@ -12,7 +12,7 @@ from bdaudit.attacks.triggers import Trigger
 from bdaudit.contract import missing_message
 from bdaudit.defenses.base import Defense
 from bdaudit.errors import InputError, MissingInput, UsageError, one_line
-from bdaudit.flow.evidence import Evidence, find_target, from_clean, from_folders, from_run, target_label
+from bdaudit.flow.evidence import Evidence, find_target, from_clean, from_folders, from_run, target_label, unlike
 from bdaudit.flow.pools import Images, pool_for
 from bdaudit.flow.run import Run, open_run
 from bdaudit.flow.screening import screened
@@ -20,7 +20,6 @@ from bdaudit.flow.suspect import PathLike, Suspect, open_second
 from bdaudit.inputs.classifier import Classifier
 from bdaudit.inputs.goal import Goal
 from bdaudit.inputs.pool import Pool
-from bdaudit.probes.base import THIS
 from bdaudit.training.progress import say
 
 
@@ -76,7 +75,7 @@ def audit_evidence(
     run: Run | None = None,
     reference: PathLike | Classifier | None = None,
     others: Sequence[PathLike | Classifier] = (),
-    defenses: Sequence[Defense] = (),
+    other_defenses: Sequence[Defense] = (),
     tuned_elsewhere: bool,
     min_triggered: int,
     rng: torch.Generator,
@@ -84,11 +83,11 @@ def audit_evidence(
 ) -> Evidence:
     """Gather what an audit has to go on: a run folder whose trigger is known, flagged images, or neither.
 
-    defenses: which purify the suspect as well, from the same images. screen: screen their clean and flagged images
-    against each other; those that measure stay as they are.
+    other_defenses: which purify the suspect as well, from the same images. screen: screen their clean and flagged
+    images against each other; those that measure stay as they are.
     """
     model = suspect.classifier
-    purifying = ([] if defense is None else [defense]) + list(defenses)
+    purifying = ([] if defense is None else [defense]) + list(other_defenses)
     for each in purifying:
         each.check_model(model)
     clean = default_clean(suspect, clean, run)
@@ -150,13 +149,11 @@ def audit_evidence(
 
 
 def open_others(models: Sequence[PathLike | Classifier], suspect: Suspect) -> dict[str, Classifier]:
-    """Open further purified models, each under a name of its own: its file's, with a mark where two are the same."""
+    """Open further purified models, each under a name of its own."""
     opened: dict[str, Classifier] = {}
     for i, model in enumerate(models):
         name = one_line(Path(model).name, 40) if isinstance(model, str | Path) else f"model {i + 1}"
-        while name in opened or name == THIS:
-            name += "'"
-        opened[name] = open_second(model, suspect)
+        opened[unlike(name, opened)] = open_second(model, suspect)
     return opened
 
 

@@ -288,7 +288,7 @@ unmeasured(
     "D3 3",
     "past the tuned weights on the line from the suspect (t > 1) backdoor loss rises at little clean loss (here: at t = 2 ASR is "
     "lower, by 10 points or to 5%, and C-ACC at most 3 points)",
-    cause="FST redraws its last layer, so that the line goes far: twice as far leaves less of the clean task too; it left little ASR to lower",
+    cause="FST left little ASR to lower; a likely cause of the lost accuracy is that it redraws its last layer, so that the line goes far",
     missing="Defenses that stay near the suspect, such as FT-SAM",
 )
 def _(results: Results) -> Iterator[Part]:

@@ -21,10 +21,10 @@ import torchvision  # noqa: F401 - imported late where no other architecture fit
 from PIL import Image
 from safetensors.torch import save as safetensors_bytes
 
-from bdaudit import api
 from bdaudit.attacks.triggers import patch, save_trigger
 from bdaudit.cli.main import _run
 from bdaudit.errors import CheckpointError, UnusedFiles
+from bdaudit.flow.choices import load_policy
 from bdaudit.flow.run import AttackRecord, open_run
 from bdaudit.inputs import checkpoint_read, unpack
 from bdaudit.inputs.architectures import build
@@ -414,7 +414,7 @@ TARGETS: dict[str, Target] = {
     "tables": Target(damaged_table, read_table, lambda: list(tables().values()), share=2, cheap=250),
     "configuration": Target(configuration, configured, lambda: [{"bdaudit.toml": b"seed = 5\n", "which": b"beside"}], cheap=150),
     "policy": Target(
-        policy, lambda folder: api.load_policy(folder / "policy.toml"), lambda: [{"policy.toml": b"max_o_asr = 0.5\n"}], cheap=200
+        policy, lambda folder: load_policy(folder / "policy.toml"), lambda: [{"policy.toml": b"max_o_asr = 0.5\n"}], cheap=200
     ),
     "report": Target(damaged_report, show_report, lambda: [{"report.json": report(), "form": f} for f in (b"text", b"html")], cheap=120),
     "run": Target(damaged_run, use_run, lambda: [run_folder()], cheap=150),

@@ -40,6 +40,10 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Repo
     return folder, {c.stage.label: read_report(folder / c.stage.path / REPORT) for c in plan.cells}, runs
 
 
+def matrix(report: Report) -> set[str]:
+    return {f.variant for f in report.findings if (f.metric, f.subject) == ("transfer_p_asr", "purified")}
+
+
 def test_a_defense_is_given_the_other_attacks_images_and_judged_by_its_own_trigger(
     made: tuple[Path, dict[str, Report], dict[str, Run]],
 ) -> None:
@@ -60,8 +64,7 @@ def test_what_is_made_on_one_purified_model_is_tried_on_those_of_the_other_defen
     """Superficial Safety, Figure 3, in a grid: the cell's own defense is no other."""
     names = ("this model", "ft epochs=1", "ft-sam epochs=1")
     for report in made[1].values():
-        found = {f.variant for f in report.findings if (f.metric, f.subject) == ("transfer_p_asr", "purified")}
-        assert found == {f"made on {i}, tried on {j}" for i in names for j in names if i != j}
+        assert matrix(report) == {f"made on {i}, tried on {j}" for i in names for j in names if i != j}
         given = {g.plugin for g in report.granted}
         assert {"ft (transfer)", "ft-sam (transfer)"} <= given
         assert "pl (transfer)" not in given
@@ -106,8 +109,14 @@ def test_a_defense_named_for_transfer_purifies_the_same_suspect(run: Run, tmp_pa
         run.model_path, defense="ft", run=run.folder, probes=["transfer"], others=["ft-sam"], evaluate=50, device="cpu",
         options={"epochs": 1, "transfer.epochs": 1, "transfer.images": 64},
     )  # fmt: skip
-    found = {f.variant for f in report.findings if (f.metric, f.subject) == ("transfer_p_asr", "purified")}
-    assert found == {"made on this model, tried on ft-sam"}
+    assert matrix(report) == {"made on this model, tried on ft-sam"}
+    model = tmp_path / "ft-sam"  # a purified model in a file that has a defense's name
+    model.write_bytes(run.model_path.read_bytes())
+    both = api.audit(
+        run.model_path, defense="ft", run=run.folder, probes=["transfer"], others=[model, "ft-sam"], evaluate=50,
+        device="cpu", options={"epochs": 1, "transfer.epochs": 1, "transfer.images": 64},
+    )  # fmt: skip
+    assert {"made on this model, tried on ft-sam", "made on this model, tried on ft-sam'"} < matrix(both)
     with pytest.raises(InputError, match=r"--transfer-to ft-san: no such file, .* did you mean ft-sam"):
         api.audit(run.model_path, defense="fst", run=run.folder, probes=["transfer"], others=["ft-san"])
     with pytest.raises(UsageError, match="--transfer-to ft is there twice"):

@@ -59,6 +59,8 @@ def test_defenses_to_transfer_to_are_all_but_the_cells_own_and_decide_its_key() 
         "fst epochs=1": ["ft epochs=1"],
     }
     assert all(both[name].key != three[name].key for name in both)
+    renamed = cells("ft epochs=01", "fst epochs=1")  # the same defense; findings bear its name
+    assert renamed["fst epochs=1"].key != both["fst epochs=1"].key
 
 
 def test_the_same_grid_has_the_same_keys() -> None:
