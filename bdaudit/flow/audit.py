@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -80,7 +81,7 @@ def audit(
     evaluate: images per rate, at most. memo: earlier results, taken where nothing that they rest on has changed.
     """
     policy = policy or Policy()
-    started, clock = datetime.now(UTC).isoformat(timespec="seconds"), time.perf_counter
+    started = datetime.now(UTC).isoformat(timespec="seconds")
     rng = generator(seed)
     defense_seed, reference_seed, probe_seed = (spawn(rng).initial_seed() for _ in range(3))
     seconds: dict[str, float] = {}
@@ -100,61 +101,53 @@ def audit(
     checks = list(evidence.checks)
     if not evidence.shortfall:
         _have_inputs(probes, evidence, reference_defense, other_defenses or {})
-        say("checking that the models can be measured")
-        start = clock()
-        checks += _given_models(evidence)
-        evidence = trusted(evidence, checks)
-        seconds["checks"] = clock() - start
+        with _timed(seconds, "checks", "checking that the models can be measured"):
+            checks += _given_models(evidence)
+            evidence = trusted(evidence, checks)
     elif evidence.test is not None and len(evidence.test):
         rate = accuracy(evidence.suspect, evidence.test)
         findings.append(rate_finding("evaluation", "suspect", "c_acc", rate))
     if not evidence.shortfall:
         if defense is not None:
-            say(f"purifying with {defense.name}")
-            start = clock()
-            done, given = purify(defense, evidence, defense_seed, memo=memo)
+            with _timed(seconds, "purify", f"purifying with {defense.name}"):
+                done, given = purify(defense, evidence, defense_seed, memo=memo)
             purified = done.model
             granted += given
             found.append(done.found)
-            seconds["purify"] = clock() - start
         assert purified is not None
         checks += check_model("purified", purified, _test(evidence))
         evidence = trusted(evidence, checks)
     if not evidence.shortfall:
         assert purified is not None
         if evidence.reference is None and reference_defense is not None and evidence.trigger is not None:
-            say(f"making the exactly purified reference with {reference_defense.name} (oracle: it knows the trigger)")
-            start = clock()
-            made, given = purify(reference_defense, evidence, reference_seed, memo=memo)
+            exactly = (
+                f"making the exactly purified reference with {reference_defense.name} (oracle: it knows the trigger)"
+            )
+            with _timed(seconds, "reference", exactly):
+                made, given = purify(reference_defense, evidence, reference_seed, memo=memo)
             evidence = _with_reference(evidence, made.model, reference_defense.name)
-            granted += [g.model_copy(update={"plugin": f"{g.plugin} (reference)"}) for g in given]
-            seconds["reference"] = clock() - start
+            granted += _given_for("reference", given)
             checks += check_model("reference", made.model, _test(evidence))
             evidence = trusted(evidence, checks)
         for called, each in (other_defenses or {}).items():
             name = unlike(called, evidence.others)
-            say(f"purifying with {name}, to try what brings the backdoor back elsewhere")
-            start = clock()
-            made, given = purify(each, evidence, defense_seed, memo=memo)
+            elsewhere = f"purifying with {name}, to try what brings the backdoor back elsewhere"
+            with _timed(seconds, f"purify ({name})", elsewhere):
+                made, given = purify(each, evidence, defense_seed, memo=memo)
             evidence = replace(evidence, others=evidence.others | {name: made.model})
-            granted += [g.model_copy(update={"plugin": f"{g.plugin} (transfer)"}) for g in given]
-            seconds[f"purify ({name})"] = clock() - start
+            granted += _given_for("transfer", given)
             checks += check_model(other(name), made.model, _test(evidence))
         evidence = trusted(evidence, checks)
-        say("evaluating")
-        start = clock()
-        findings += _evaluation(evidence, purified)
-        seconds["evaluation"] = clock() - start
+        with _timed(seconds, "evaluation", "evaluating"):
+            findings += _evaluation(evidence, purified)
         for probe in probes:
             if why_not := unable(probe, evidence, checks):
                 notes.append(f"{probe.name} was left out: {why_not}")
                 continue
-            say(f"probing with {probe.name}")
-            start = clock()
-            available = evidence.for_probe(purified, generator(probe_seed))
-            granted += evidence.granted(probe.name, probe.wants(), available)
-            found.append(_measure(probe, available, memo))
-            seconds[probe.name] = clock() - start
+            with _timed(seconds, probe.name, f"probing with {probe.name}"):
+                available = evidence.for_probe(purified, generator(probe_seed))
+                granted += evidence.granted(probe.name, probe.wants(), available)
+                found.append(_measure(probe, available, memo))
 
     for measurement in found:
         findings += measurement.findings
@@ -192,6 +185,20 @@ def audit(
         provenance=provenance,
     )
     return Audited(report, purified, artifacts)
+
+
+@contextmanager
+def _timed(seconds: dict[str, float], name: str, doing: str) -> Iterator[None]:
+    """Say what is done, and note how long it took under a name of the report's."""
+    say(doing)
+    start = time.perf_counter()
+    yield
+    seconds[name] = time.perf_counter() - start
+
+
+def _given_for(purpose: str, granted: Sequence[Granted]) -> list[Granted]:
+    """Mark what a defense was given to make a model that is not the one audited."""
+    return [g.model_copy(update={"plugin": f"{g.plugin} ({purpose})"}) for g in granted]
 
 
 def _measure(probe: Probe, available: dict[str, Any], memo: Memo | None) -> Measurement:
