@@ -194,8 +194,8 @@ TABLES: dict[str, Callable[[list[Row]], str]] = {
 
 
 def attacks(rows: list[Row], defense: str) -> Iterator[str]:
-    """Name the attacks that a defense was measured on, in the order of the results."""
-    yield from dict.fromkeys(row["attack"] for row in rows if row["defense"] == defense)
+    """Name the attacks that a defense was measured on, from A to Z."""
+    yield from sorted({row["attack"] for row in rows if row["defense"] == defense})
 
 
 def seeds(rows: list[Row], attack: str) -> str:
