@@ -141,7 +141,7 @@ class Judging(Defense):
 
     def least(self, model: Classifier, held: Pool) -> float:
         """Say what accuracy on the held-out images is enough: little below the given model's."""
-        return accuracy(model, held).value - self.accuracy_drop
+        return accuracy(model, held).less(self.accuracy_drop)
 
     def strongest(
         self, strengths: Iterable[float], tuned: Callable[[float], Classifier], held: Pool, least: float, what: str

@@ -50,13 +50,13 @@ def most_pruned(head: nn.Linear, features: Tensor, labels: Tensor, order: Tensor
     """
     left, labels = features.clone(), labels.to(features.device)
 
-    def accuracy() -> float:
-        return Rate.of(head(left).argmax(1) == labels).value
+    def accuracy() -> Rate:
+        return Rate.of(head(left).argmax(1) == labels)
 
-    least = accuracy() - drop
+    least = accuracy().less(drop)
     for count, feature in enumerate(order.tolist()):
         left[:, feature] = 0
-        if accuracy() < least:
+        if accuracy().value < least:
             return count
     return len(order)
 

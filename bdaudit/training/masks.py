@@ -114,16 +114,16 @@ def prune(model: Classifier, masks: Mapping[str, Tensor], held_out: Pool, drop: 
     The cost is accuracy on clean images held out. Thresholds are tried from the top: accuracy over few images wavers
     on its way down, and the first one to cost too much from below need not be where it stays down.
     """
-    total, before = sum(mask.numel() for mask in masks.values()), accuracy(model, held_out).value
+    total, before = sum(mask.numel() for mask in masks.values()), accuracy(model, held_out)
     for threshold in reversed(THRESHOLDS):
         channels = {name: mask <= threshold for name, mask in masks.items()}
         off = sum(int(marked.sum()) for marked in channels.values())
         pruned = silence(model.clone(), channels)
         rate = accuracy(pruned, held_out).value
-        if rate >= before - drop:
+        if rate >= before.less(drop):
             say(
                 f"{what}: {off} of {total} channels switched off (masks up to {threshold:g}), "
-                f"held-out accuracy {rate:.3f} (before: {before:.3f})"
+                f"held-out accuracy {rate:.3f} (before: {before.value:.3f})"
             )
             return pruned
     say(f"{what}: no channel switched off, as any threshold costs more than {drop:g} of held-out accuracy")

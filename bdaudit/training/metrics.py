@@ -14,6 +14,9 @@ from bdaudit.inputs.goal import Goal
 from bdaudit.inputs.pool import Pool
 from bdaudit.runtime import Runtime
 
+ROUNDING = 1e-9
+"""What subtracting from a rate may add to it: .91 - .06 is more than .85."""
+
 
 @dataclass(frozen=True)
 class Rate:
@@ -27,6 +30,10 @@ class Rate:
     def value(self) -> float:
         """Share of successes in [0, 1]; NaN over no images."""
         return self.successes / self.n if self.n else float("nan")
+
+    def less(self, drop: float) -> float:
+        """Say which rate is still enough where so much of this one may be lost."""
+        return self.value - drop - ROUNDING
 
     @classmethod
     def of(cls, hits: Tensor) -> Rate:

@@ -221,3 +221,12 @@ def test_narrow_strided_1x1_convolutions_stay_out_of_channels_last(digits: Pool,
     assert runtime.memory_format(make_tiny("resnet18:width=16")) == torch.channels_last
     model = tune(make_tiny("resnet18:width=4"), digits.first(64), Recipe(epochs=1, lr=0.01), rng)
     assert all(p.is_contiguous() for p in model.parameters())
+
+
+@pytest.mark.parametrize("n", [30, 100, 7])
+def test_losing_exactly_what_may_be_lost_is_no_loss_too_many(n: int) -> None:
+    """As 85 of 100 are after 91 where .06 may be lost, whatever the difference of the two numbers rounds to."""
+    for before in range(n + 1):
+        for lost in range(before + 1):
+            least = Rate(before, n).less(lost / n)
+            assert Rate(before - lost, n).value >= least > Rate(before - lost - 1, n).value
