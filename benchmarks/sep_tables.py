@@ -153,7 +153,7 @@ def audits(rows: list[Row]) -> str:
             row["verdict"],
             *(f"{100 * row[key]:.1f}" for key in ("purified.c_acc", "purified.o_asr", *pairs, "qra.purified.c_asr")),
         ]
-        for row in rows
+        for row in sorted(rows, key=lambda row: (row["attack"], row["seed"]))
     ]
     return laid_out(lines, ["", "verdict", "C-ACC", "O-ASR", "RA", "of the twin", "QRA", "of the twin", "C-ASR of QRA"])
 

@@ -13,7 +13,10 @@ from bdaudit.report.statistics import wilson
 from benchmarks import rows_of, spread
 
 RESULTS = Path(__file__).parent.parent / "results"
-ATTACKS = ("badnets", "blended", "wanet", "sig", "ssba", "input-aware", "lf")
+ATTACKS = (
+    *("badnets", "blended", "wanet", "sig", "ssba", "input-aware", "lf"),
+    *("lc", "refool", "bsd-adaptive", "bypass-patch", "bypass-blend"),
+)
 """Those that defenses were measured on, in the order shown."""
 
 
