@@ -5,8 +5,9 @@
     python -m benchmarks.defenses --table FILE [FILE ...]
 
 Every option of a defense is at its default unless it is named; without --defense, all that tune a given model. Each is
-handed what it asks for out of: so many clean images, so many flagged ones, the target, and the trigger for those that
-know it. eps is two shares (PL section 5): of the benign images that are triggered and labelled with the target, and of
+handed what it asks for out of: so many clean images, so many flagged ones, the target, the trigger for those that know
+it, and the run's training set with a fresh model for those that train on it; of these, the row says how they divided
+it. eps is two shares (PL section 5): of the benign images that are triggered and labelled with the target, and of
 the flagged images that are clean, `0.1,0`, or one number for both; the totals stay. Defenses that know the trigger get
 pure pools only. --ra: the retuning attack afterwards, at its paper's count. Rows that FILE holds are not made again.
 """
@@ -26,10 +27,13 @@ from tabulate import tabulate
 
 from bdaudit import api, plugins
 from bdaudit.defenses.base import Defense
+from bdaudit.flow.audit import fresh_like
 from bdaudit.flow.contamination import Contamination, defender_pools
-from bdaudit.flow.run import Run, open_run
+from bdaudit.flow.run import Run, known_poison, open_run
+from bdaudit.flow.splitting import found
 from bdaudit.probes.base import PAPER_COUNTS
 from bdaudit.runtime import generator
+from bdaudit.training.division import Division
 from bdaudit.training.metrics import der
 from bdaudit.training.progress import progress_shown
 from benchmarks import Rows, named, rows_of, spread
@@ -97,20 +101,32 @@ def measured(
     run: Run, defense: Defense | None, clean: int, eps: Contamination, args: argparse.Namespace
 ) -> dict[str, Any]:
     """Purify a run's model by one defense, or none, and measure what comes out."""
-    model, seconds = api.load(run.model_path).classifier, 0.0
+    model, seconds, divided = api.load(run.model_path).classifier, 0.0, {}
     if defense is not None:
-        known = given(run, clean, eps, args.flagged, args.seed)
+        known = {"model": model, **given(run, clean, eps, args.flagged, args.seed)}
+        if defense.family() == "in-training":
+            known |= {"fresh": fresh_like(model, generator(args.seed)), "train": run.pool("train")}
         start = time.perf_counter()
         with progress_shown():
-            model = defense.run({"model": model, **known})
+            purified = defense.conduct(known)
         seconds = time.perf_counter() - start
+        model = purified.model
+        if purified.division is not None:
+            divided = how_divided(purified.division, known_poison(run.folder, known["train"]))
     poisoned, _ = PAPER_COUNTS.get(run.record.attack, PAPER_COUNTS["badnets"])
     return {
         "seconds": round(seconds, 1),
         "threads": torch.get_num_threads(),
         **({"ra": poisoned} if args.ra else {}),
         **measure(run, model, retune=args.ra, poisoned=poisoned, images=args.images),
+        **divided,
     }
+
+
+def how_divided(division: Division, poisoned: torch.Tensor | None) -> dict[str, Any]:
+    """Say which class was taken for the target, and how right the clean and the flagged rows are."""
+    rates = found(division, poisoned)
+    return {"target": division.target, **{name: rate.value for name, rate in rates.items() if rate.n}}
 
 
 def given(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import takewhile
 from typing import Any, ClassVar, Literal, final
 
@@ -17,6 +17,7 @@ from bdaudit.inputs.classifier import Classifier
 from bdaudit.inputs.pool import Pool
 from bdaudit.report.schema import Measurement
 from bdaudit.training.augment import Augment
+from bdaudit.training.division import Division
 from bdaudit.training.loop import Recipe
 from bdaudit.training.metrics import accuracy
 from bdaudit.training.progress import say
@@ -24,10 +25,14 @@ from bdaudit.training.progress import say
 
 @dataclass(frozen=True)
 class Purified:
-    """A purified model, and what the defense found on the way: inverted triggers, detected targets."""
+    """A purified model, and what the defense found on the way: inverted triggers, detected targets.
+
+    division: how the training set was divided, by a defense that trains on one.
+    """
 
     model: Classifier
     found: Measurement = field(default_factory=Measurement)
+    division: Division | None = None
 
 
 class Defense(Preset):
@@ -78,9 +83,8 @@ class Defense(Preset):
             self.check_model(given)
         inputs = {k: v.clone() if isinstance(v, Classifier) else v for k, v in inputs.items()}
         returned = self.purify(**inputs)
-        result, found = (
-            (returned.model, returned.found) if isinstance(returned, Purified) else (returned, Measurement())
-        )
+        purified = returned if isinstance(returned, Purified) else Purified(returned)
+        result, found = purified.model, purified.found
         named = {f.probe for f in found.findings} | {e.probe for e in found.exhibits}
         if others := named - {self.name}:
             raise PluginError(f"{self.name}.purify returned findings of {min(others)!r}, which is not its own name")
@@ -93,7 +97,7 @@ class Defense(Preset):
                 raise PluginError(
                     f"{self.name} diverged: {name} is not finite; try a smaller learning rate (-o lr=...)"
                 )
-        return Purified(result.eval().requires_grad_(True), found)
+        return replace(purified, model=result.eval().requires_grad_(True))
 
 
 class Tuning(Defense):

@@ -43,11 +43,12 @@ class Splitting(Defense):
 
     @final
     def purified(self, model: Classifier, division: Division) -> Purified:
-        """Hand in a model; say what speaks against the division on stderr, and to whoever records the result."""
-        if not division.doubt:
-            return Purified(model)
-        warn(f"{self.name}: {division.doubt}")
-        return Purified(model, Measurement(notes=[f"{WARNING}{self.name}: {division.doubt}"]))
+        """Hand in a model and its division; what speaks against that goes to stderr and to whoever records it."""
+        notes = []
+        if division.doubt:
+            warn(f"{self.name}: {division.doubt}")
+            notes.append(f"{WARNING}{self.name}: {division.doubt}")
+        return Purified(model, Measurement(notes=notes), division)
 
     @final
     def augment(self, pool: Pool, *, strong: bool = True) -> Augment:
