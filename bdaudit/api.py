@@ -21,7 +21,7 @@ from bdaudit.flow.gather import audit_evidence, default_clean, purification_evid
 from bdaudit.flow.implant import Sizes, clean_twin, default_recipe, implant
 from bdaudit.flow.importing import ImportRecord, find_importer, is_import, write_import
 from bdaudit.flow.memo import Memo
-from bdaudit.flow.output import is_audit, write_audit
+from bdaudit.flow.output import is_audit, write_audit, write_purified
 from bdaudit.flow.pools import Images, as_pool, pool_for
 from bdaudit.flow.run import Run, is_run, open_run
 from bdaudit.flow.screening import Screened, is_screen, screen_evidence, write_screen
@@ -393,13 +393,7 @@ def demo(out: PathLike, *, seed: int = 0, device: str = "auto") -> Report:
 
 def save(suspect: Suspect, purified: Classifier, out: PathLike, granted: Sequence[Granted], defense: Defense) -> None:
     """Write a purified model in the format in which the suspect came."""
-    provenance = {
-        "purified_by": defense.name,
-        "options": defense.model_dump(),
-        "granted": [g.model_dump() for g in granted],
-        "suspect_sha256": suspect.checkpoint.sha256 if suspect.checkpoint else "",
-    }
-    save_checkpoint(purified, Path(out), like=suspect.checkpoint, provenance=provenance)
+    write_purified(Path(out), purified, suspect.checkpoint, {"name": defense.name, **defense.model_dump()}, granted)
 
 
 def _files(suspect: Suspect, purified: PathLike | nn.Module | None) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from bdaudit import api, plugins
+from bdaudit.defenses.base import Defense
 from bdaudit.flow.contamination import Contamination
 from bdaudit.flow.run import Run, open_run
 from bdaudit.inputs.classifier import Classifier
@@ -57,11 +58,9 @@ def purified(run: Run, donor: Run, args: argparse.Namespace) -> Classifier:
     other = None if donor is run else donor
     known = given(run, args.clean, Contamination(args.eps, args.eps), args.flagged, args.seed, other)
     name, options = named(args.defense)
+    defense: Defense = plugins.get("defense", name).parse(options)
     with progress_shown():
-        made: Classifier = (
-            plugins.get("defense", name).parse(options).run({"model": api.load(run.model_path).classifier, **known})
-        )
-    return made
+        return defense.run({"model": api.load(run.model_path).classifier, **known})
 
 
 def under(run: Run, other: Run, model: Classifier) -> dict[str, Any]:

@@ -100,7 +100,9 @@ def test_audit_writes_its_folder_when_asked(run: Run, tmp_path: Path) -> None:
         options={"retune.draws": 1, "retune.epochs": 1, "epochs": 1}, device="cpu",
     )  # fmt: skip
     assert (tmp_path / "out" / "report.json").read_text() == report.to_json()
-    assert (tmp_path / "out" / "model.purified.pt").is_file()
+    made = torch.load(tmp_path / "out" / "model.purified.pt", weights_only=True)["bdaudit"]["provenance"]
+    assert (made["purified_by"], made["options"]["epochs"]) == ("ft", 1)
+    assert {g["input"] for g in made["granted"]} == {"model", "clean", "rng"}
 
 
 def test_wrong_calls_give_one_line(suspect: Classifier, run: Run, digits: Pool) -> None:

@@ -81,6 +81,7 @@ def audit(
     evaluate: images per rate, at most. memo: earlier results, taken where nothing that they rest on has changed.
     """
     policy = policy or Policy()
+    other_defenses = other_defenses or {}
     started = datetime.now(UTC).isoformat(timespec="seconds")
     rng = generator(seed)
     defense_seed, reference_seed, probe_seed = (spawn(rng).initial_seed() for _ in range(3))
@@ -100,7 +101,7 @@ def audit(
         seconds["inversion"] = evidence.proxy.seconds
     checks = list(evidence.checks)
     if not evidence.shortfall:
-        _have_inputs(probes, evidence, reference_defense, other_defenses or {})
+        _have_inputs(probes, evidence, reference_defense, other_defenses)
         with _timed(seconds, "checks", "checking that the models can be measured"):
             checks += _given_models(evidence)
             evidence = trusted(evidence, checks)
@@ -129,7 +130,7 @@ def audit(
             granted += _given_for("reference", given)
             checks += check_model("reference", made.model, _test(evidence))
             evidence = trusted(evidence, checks)
-        for called, each in (other_defenses or {}).items():
+        for called, each in other_defenses.items():
             name = unlike(called, evidence.others)
             elsewhere = f"purifying with {name}, to try what brings the backdoor back elsewhere"
             with _timed(seconds, f"purify ({name})", elsewhere):

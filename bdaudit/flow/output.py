@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from bdaudit.errors import InputError
 from bdaudit.inputs.checkpoint import Checkpoint, save_checkpoint
 from bdaudit.inputs.classifier import Classifier
 from bdaudit.inputs.files import atomic_file, sha256, visible
 from bdaudit.report.render import render
-from bdaudit.report.schema import Measurement, Report, is_artifact, read_report
+from bdaudit.report.schema import Granted, Measurement, Report, is_artifact, read_report
 
 REPORT = "report.json"
 
@@ -30,9 +31,23 @@ def write_audit(
     (folder / "report.html").write_text(render(report, "html"), encoding="utf-8")
     if purified is not None:
         name = f"{suspect.path.stem}.purified{suspect.path.suffix}" if suspect else "purified.pt"
-        save_checkpoint(
-            purified, folder / name, like=suspect, provenance={"purified_by": report.provenance["defense"]["name"]}
-        )
+        made_by = report.provenance["defense"]
+        granted = [g for g in report.granted if g.plugin == made_by["name"]]
+        write_purified(folder / name, purified, suspect, made_by, granted)
+
+
+def write_purified(
+    path: Path, purified: Classifier, suspect: Checkpoint | None, made_by: Mapping[str, Any], granted: Sequence[Granted]
+) -> None:
+    """Write a purified model in the suspect's own format, and what it was made by: a defense's `name` and options."""
+    options = {option: value for option, value in made_by.items() if option != "name"}
+    provenance = {
+        "purified_by": made_by["name"],
+        "options": options,
+        "granted": [g.model_dump() for g in granted],
+        "suspect_sha256": suspect.sha256 if suspect else "",
+    }
+    save_checkpoint(purified, path, like=suspect, provenance=provenance)
 
 
 def write_found(out: Path, found: Measurement) -> list[Path]:

@@ -9,7 +9,6 @@ from typing import Any
 
 from benchmarks import spread
 from benchmarks.evidence.results import (
-    ATTACKS,
     Claim,
     Part,
     Results,
@@ -93,7 +92,7 @@ def _(results: Results) -> Iterator[Part]:
 
 @claim("PL 5", "a larger alpha costs PL little C-ACC (here: at most 10 points from the least to the largest)")
 def _(results: Results) -> Iterator[Part]:
-    for attack in ATTACKS:
+    for attack in results.attacks:
         rates = [(alpha, results.after(attack, f"pl alpha={alpha}", "c_acc")) for alpha in ("0.05", "0.5")]
         if all(rate for _, rate in rates):
             (_, first), (_, last) = rates
@@ -113,7 +112,7 @@ def _(results: Results) -> Iterator[Part]:
 
 @claim("PL T2b", "which costs PL C-ACC: 76 with pure pools become 66 (here: 3 to 20 points)")
 def _(results: Results) -> Iterator[Part]:
-    for attack in ATTACKS:
+    for attack in results.attacks:
         pure, impure = (results.after(attack, "pl", "c_acc", eps) for eps in (0.0, "clean 0, flagged 0.1"))
         if pure and impure:
             yield Part(f"{attack}: {pure} -> {impure}", 0.03 <= pure.mean - impure.mean <= 0.2)
@@ -185,7 +184,7 @@ def _(results: Results) -> Iterator[Part]:
 )
 def _(results: Results) -> Iterator[Part]:
     yield from reactivated(results, ("clean twin",), "retune.purified.p_asr", most=0.08)
-    for attack in ATTACKS:
+    for attack in results.attacks:
         if rate := results.audited(attack, "fst", "retune.reference.p_asr"):
             yield Part(f"the reference on {attack}: {rate}", rate.mean <= 0.08)
 
@@ -202,7 +201,7 @@ def _(results: Results) -> Iterator[Part]:
 
 @claim("SS 3.3", "QRA raises P-ASR by 66 points on average (here: FST's O-ASR by at least 20, or to 95% and more)")
 def _(results: Results) -> Iterator[Part]:
-    for attack in ATTACKS:
+    for attack in results.attacks:
         rate, before = (results.audited(attack, "fst", c) for c in ("qra.purified.p_asr", "purified.o_asr"))
         if rate and before:
             yield Part(f"{attack}: {before} -> {rate}", rate.mean - before.mean >= 0.2 or rate.mean >= 0.95)
@@ -210,7 +209,7 @@ def _(results: Results) -> Iterator[Part]:
 
 @claim("SS 3.3", "QRA's C-ASR is low, and so is what it does to a clean model (here: at most 5%)")
 def _(results: Results) -> Iterator[Part]:
-    for attack in ATTACKS:
+    for attack in results.attacks:
         for what, column in (("C-ASR", "qra.purified.c_asr"), ("on the reference", "qra.reference.p_asr")):
             if rate := results.audited(attack, "fst", column):
                 yield Part(f"{what}, {attack}: {rate}", rate.mean <= 0.05)
@@ -223,7 +222,7 @@ def _(results: Results) -> Iterator[Part]:
 )
 def _(results: Results) -> Iterator[Part]:
     column = "lmc.purified.t_asr20[from the suspect]"
-    for attack in ATTACKS:
+    for attack in results.attacks:
         for name in ("ep", "fst"):
             if rate := results.audited(attack, name, column):
                 holds = rate.mean <= 0.3 if name == "ep" else rate.mean >= 0.5
@@ -314,7 +313,7 @@ def _(results: Results) -> Iterator[Part]:
 
 @claim("D3 T6, T7", "a larger lambda raises D3's C-ACC, and its ASR (here: C-ACC, by 1 point at least over the range)")
 def _(results: Results) -> Iterator[Part]:
-    for attack in ATTACKS:
+    for attack in results.attacks:
         rates = [results.after(attack, spec, "c_acc") for spec in ("d3 penalty=1", "d3", "d3 penalty=50")]
         if all(rates):
             small, usual, large = (rate for rate in rates if rate)

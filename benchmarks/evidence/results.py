@@ -13,11 +13,6 @@ from bdaudit.report.statistics import wilson
 from benchmarks import rows_of, spread
 
 RESULTS = Path(__file__).parent.parent / "results"
-ATTACKS = (
-    *("badnets", "blended", "wanet", "sig", "ssba", "input-aware", "lf"),
-    *("lc", "refool", "bsd-adaptive", "bypass-patch", "bypass-blend"),
-)
-"""Those that defenses were measured on, in the order shown."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +61,11 @@ class Results:
         self.compared = rows_of(*sorted(self.folder.glob("flow_transfer_*.json")))
         self.crossed = rows_of(*sorted(self.folder.glob("cross_*.json")))
 
+    @property
+    def attacks(self) -> list[str]:
+        """Those that anything was measured on."""
+        return list(dict.fromkeys(row["attack"] for row in (*self.tuned, *self.audits)))
+
     def after(self, attack: str, defense: str, metric: str, eps: float | str = 0.0) -> Rate | None:
         """Look up what a defense left, on pools of which a share eps was exchanged, or as said of each pool.
 
@@ -103,7 +103,7 @@ def falling(rates: list[Rate], slack: float) -> bool:
 
 def costing(results: Results, name: str, least: float, most: float) -> Iterator[Part]:
     """Say of each attack whether a defense costs so much of the suspect's C-ACC (fractions)."""
-    for attack in ATTACKS:
+    for attack in results.attacks:
         suspect, rate = (results.after(attack, spec, "c_acc") for spec in ("", name))
         if suspect and rate:
             yield Part(f"{name} on {attack}: {suspect} -> {rate}", least <= suspect.mean - rate.mean <= most)
@@ -111,7 +111,7 @@ def costing(results: Results, name: str, least: float, most: float) -> Iterator[
 
 def ordered(results: Results, names: tuple[str, ...], metric: str = "o_asr", slack: float = 0.01) -> Iterator[Part]:
     """Say of each attack whether the defenses leave less and less, in this order; slack: of a point each."""
-    for attack in ATTACKS:
+    for attack in results.attacks:
         rates = [(name, results.after(attack, name, metric)) for name in names]
         known = [(name, rate) for name, rate in rates if rate]
         if len(known) > 1:
@@ -123,7 +123,7 @@ def below(
     results: Results, name: str, others: tuple[str, ...], eps: float | str = 0.0, least: float = 0.0
 ) -> Iterator[Part]:
     """Say of each attack and other defense whether it leaves no less ASR than this one, and at least so much."""
-    for attack in ATTACKS:
+    for attack in results.attacks:
         ours = results.after(attack, name, "o_asr", eps)
         for other in others:
             theirs = results.after(attack, other, "o_asr", eps)
@@ -136,7 +136,7 @@ def bounded(
     results: Results, names: tuple[str, ...], most: float, metric: str = "o_asr", eps: float | str = 0.0
 ) -> Iterator[Part]:
     """Say of each attack and defense whether a figure is at most so much."""
-    for attack in ATTACKS:
+    for attack in results.attacks:
         for name in names:
             if rate := results.after(attack, name, metric, eps):
                 yield Part(f"{name} on {attack}: {rate}", rate.mean <= most)
@@ -146,7 +146,7 @@ def reactivated(
     results: Results, names: tuple[str, ...], column: str, least: float = 0.0, most: float = 1.0
 ) -> Iterator[Part]:
     """Say of each attack and defense whether a figure of its audits lies within bounds."""
-    for attack in ATTACKS:
+    for attack in results.attacks:
         for name in names:
             if rate := results.audited(attack, name, column):
                 before = results.audited(attack, name, "purified.o_asr")
@@ -171,7 +171,7 @@ def monotone(
     results: Results, defense: str, option: str, default: float, metric: str = "o_asr", slack: float = 0.02
 ) -> Iterator[Part]:
     """Say of each attack whether a metric falls as an option rises; slack: 2 points, about two standard errors."""
-    for attack in ATTACKS:
+    for attack in results.attacks:
         named = {row["defense"] for row in results.tuned if row["defense"].startswith(f"{defense} {option}=")}
         specs = {default: defense} | {float(spec.partition("=")[2]): spec for spec in named}
         known = [(value, rate) for value in sorted(specs) if (rate := results.after(attack, specs[value], metric))]
