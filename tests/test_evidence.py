@@ -15,7 +15,7 @@ from bdaudit.flow.implant import check_flagged
 from bdaudit.inputs.pool import Pool
 from benchmarks.evidence.__main__ import PAGE
 from benchmarks.evidence.page import page, row
-from benchmarks.evidence.results import RESULTS, Claim, Rate, Results, crossed, monotone, ordered
+from benchmarks.evidence.results import RESULTS, Claim, Rate, Results, costing, crossed, effective, monotone, ordered
 
 GRIDS = sorted((RESULTS.parent / "grids").glob("*.toml"))
 
@@ -55,6 +55,28 @@ def test_a_trade_off_is_judged_along_the_option_in_order_of_its_value(tmp_path: 
     assert part.text.startswith("badnets: 0.05: 60.0 [")
     [part] = monotone(results(tmp_path, {**rates, "d3 epsilon=1": 0.4}), "d3", "epsilon", 0.1)
     assert not part.holds
+
+
+def test_a_trade_off_keeps_to_the_other_options(tmp_path: Path) -> None:
+    fixed = {f"pam rho={rho} accuracy_drop=1": left for rho, left in ((0.1, 0.3), (0.5, 0.2), (0.9, 0.1))}
+    found = results(tmp_path, {"pam": 0.9, "pam rho=0.3": 0.0, **fixed})
+    [part] = monotone(found, "pam", "rho", 0.5, fixed={"accuracy_drop": "1"})
+    assert part.holds
+    assert [text.partition(":")[0] for text in part.text.partition(": ")[2].split("], ")] == ["0.1", "0.5", "0.9"]
+    assert not list(monotone(found, "pam", "rho", 0.5)), "two points are no trade-off"
+
+
+def test_a_model_is_compared_with_what_was_made_of_it(tmp_path: Path) -> None:
+    """Suspects that a defense was not tried on do not count."""
+    found = results(tmp_path, {"": 1.0, "bsd": 0.04})
+    found.tuned += [row | {"run": "badnets-1", "c_acc": 0.1} for row in found.left("badnets", "")]
+    assert [(a["run"], b["run"]) for a, b in found.beside_suspects("badnets", "bsd")] == [("badnets-0", "badnets-0")]
+    [part] = effective(found, "bsd", 0.95)
+    assert part.holds
+    assert part.text.startswith("bsd on badnets: DER 98.0, ASR 4.0 [")
+    [cost] = costing(found, "bsd", 0.0, 0.03)
+    assert (cost.text, cost.holds) == ("bsd on badnets: 90.0 -> 90.0", True)
+    assert not next(effective(found, "bsd", 0.99)).holds
 
 
 def test_defenses_are_compared_on_clean_pools_of_one_size(tmp_path: Path) -> None:

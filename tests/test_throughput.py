@@ -18,8 +18,10 @@ from bdaudit.probes.base import retuned, retuning_recipe
 from bdaudit.probes.queries import Course, Generator
 from bdaudit.runtime import generator
 from bdaudit.training.metrics import accuracy
+from bdaudit.training.mixmatch import MixMatch, SemiSupervised
 from benchmarks.throughput import reference
 from benchmarks.throughput.loops import inputs_of
+from benchmarks.throughput.mixmatch import Views, plainly
 from benchmarks.throughput.parts import Clock
 
 WHOLE = {"epochs": 4, "lr": 0.05}
@@ -105,6 +107,20 @@ def test_plain_queries_end_at_the_same_generator(tiny: Classifier, few: Pool) ->
     ):
         torch.testing.assert_close(theirs, ours, rtol=1e-3, atol=1e-5)
         assert not torch.equal(ours, start)
+
+
+def test_plain_mixmatch_ends_at_the_same_weights(tiny: Classifier, few: Pool, rng: torch.Generator) -> None:
+    """With weights of 1, nothing is mixed, and with one batch of each kind no draw is left."""
+    half, net = len(few) // 2, plain(tiny)
+    known = torch.arange(len(few)) < half
+    how = MixMatch(iterations=4, batch_size=half, beta=1e-9, ramp=1)
+    transform = reference.transform(tiny.preprocessing)
+    labelled = reference.loader(reference.Images(few.take(known), transform), half)
+    unlabelled = reference.loader(Views(few.take(~known), transform, how.views), half)
+    losses = plainly(net, labelled, unlabelled, how, tiny.num_classes)
+    SemiSupervised(tiny, few, how, 1, rng).epoch(known)
+    same_weights(net, tiny)
+    assert losses[-1] < losses[0]
 
 
 def test_a_plain_evaluation_counts_the_same(tiny: Classifier, digits: Pool) -> None:

@@ -11,11 +11,13 @@ from benchmarks import spread
 from benchmarks.evidence.results import (
     Claim,
     Part,
+    Rate,
     Results,
     below,
     bounded,
     costing,
     crossed,
+    effective,
     monotone,
     ordered,
     reactivated,
@@ -250,7 +252,7 @@ def _(results: Results) -> Iterator[Part]:
 
 @claim("SS T10", "PAM's P-ASR falls as rho rises: 33, 10, 2.7, 2.6, .3 at .1, .3, .5, .7, .9")
 def _(results: Results) -> Iterator[Part]:
-    yield from monotone(results, "pam", "rho", 0.5, "p_asr")
+    yield from monotone(results, "pam", "rho", 0.5, "p_asr", fixed={"accuracy_drop": "1"})
 
 
 @claim("SS T11", "BTI with ordinary SAM does not withstand RA", missing="`bti-sam` was measured, but not retuned")
@@ -276,11 +278,18 @@ def _(results: Results) -> Iterator[Part]:
     yield from costing(results, "d3", -0.01, 0.03)
 
 
-unmeasured(
+@claim(
     "D3 T5",
-    "against SAM-flattened backdoors D3 leaves less than 3%, FST 1.4 to 12.6, FT 26 to 83",
-    missing="Attacks take `-o flat_rho`; no such victim was trained on Fashion-MNIST",
+    "against SAM-flattened backdoors D3 leaves less than 3%, FST 1.4 to 12.6, FT 26 to 83 (here: D3 least, by a point at most)",
 )
+def _(results: Results) -> Iterator[Part]:
+    for run in dict.fromkeys(row["run"] for row in results.flattened):
+        left = {
+            row["defense"] or "none": Rate((row["o_asr"],), row["n"]) for row in results.flattened if row["run"] == run
+        }
+        if "d3" in left and len(left) > 1:
+            text = ", ".join(f"{name} {rate}" for name, rate in left.items())
+            yield Part(f"{run}: {text}", left["d3"].mean <= min(rate.mean for rate in left.values()) + 0.01)
 
 
 @claim(
@@ -321,12 +330,32 @@ def _(results: Results) -> Iterator[Part]:
             yield Part(text, small.mean <= usual.mean + 0.02 <= large.mean + 0.04 and large.mean >= small.mean + 0.01)
 
 
-unmeasured(
-    "BSD T1, T2, T5, T14",
-    "DER 99 on dirty-label attacks and 98 on clean-label ones; without initialisation ASR 92 to 100, without completion C-ACC -5; "
-    "harmless without an attack",
-    missing="`bsd` and the other in-training defenses ran on digits alone (tests); not on Fashion-MNIST",
-)
+@claim("BSD T1, T2", "BSD reaches a DER of 99 on dirty-label attacks and of 98 on clean-label ones (here: at least 95)")
+def _(results: Results) -> Iterator[Part]:
+    yield from effective(results, "bsd", 0.95)
+
+
+@claim("BSD T1, T2", "BSD's C-ACC is about that of no defense (here: at most 3 points are lost)")
+def _(results: Results) -> Iterator[Part]:
+    yield from costing(results, "bsd", -0.05, 0.03)
+
+
+@claim("BSD T5", "without initialisation BSD leaves ASR of 92 to 100% (here: at least 50)")
+def _(results: Results) -> Iterator[Part]:
+    for attack in results.attacks:
+        if rate := results.after(attack, "bsd init=random", "o_asr"):
+            yield Part(f"bsd init=random on {attack}: {rate}", rate.mean >= 0.5)
+
+
+@claim("BSD T5", "without class completion BSD loses 5 points of C-ACC (here: at least 1)")
+def _(results: Results) -> Iterator[Part]:
+    for attack in results.attacks:
+        whole, rate = (results.after(attack, spec, "c_acc") for spec in ("bsd", "bsd completion=false"))
+        if whole and rate:
+            yield Part(f"{attack}: bsd {whole}, without completion {rate}", whole.mean - rate.mean >= 0.01)
+
+
+unmeasured("BSD T14", "BSD is harmless without an attack", missing="An hour of both cores")
 
 
 unmeasured(

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from bdaudit.report.statistics import wilson
-from benchmarks import rows_of, spread
+from bdaudit.training.metrics import der
+from benchmarks import named, rows_of, spread
 
 RESULTS = Path(__file__).parent.parent / "results"
 
@@ -47,6 +49,8 @@ class Results:
 
     folder: Path = RESULTS
     tuned: list[dict[str, Any]] = field(init=False)
+    flattened: list[dict[str, Any]] = field(init=False)
+    """What defenses left of models that SAM trained into flat minima (`flat_rho`)."""
     audits: list[dict[str, Any]] = field(init=False)
     compared: list[dict[str, Any]] = field(init=False)
     """Audits of one model beside others: `transfer` and `trajectory`."""
@@ -54,9 +58,9 @@ class Results:
     """PL with the images of one attack, under the triggers of others (`benchmarks.cross_attack`)."""
 
     def __post_init__(self) -> None:
-        self.tuned = rows_of(
-            *sorted(self.folder.glob("defenses_*.json")), *sorted(self.folder.glob("contaminated_*.json"))
-        )
+        kinds = ("defenses", "training", "contaminated")
+        self.tuned = rows_of(*(file for kind in kinds for file in sorted(self.folder.glob(f"{kind}_*.json"))))
+        self.flattened = rows_of(*sorted(self.folder.glob("flattened_*.json")))
         self.audits = rows_of(*sorted(self.folder.glob("flow_seed*.json")), self.folder / "flow_clean_twin.json")
         self.compared = rows_of(*sorted(self.folder.glob("flow_transfer_*.json")))
         self.crossed = rows_of(*sorted(self.folder.glob("cross_*.json")))
@@ -67,15 +71,25 @@ class Results:
         return list(dict.fromkeys(row["attack"] for row in (*self.tuned, *self.audits)))
 
     def after(self, attack: str, defense: str, metric: str, eps: float | str = 0.0) -> Rate | None:
-        """Look up what a defense left, on pools of which a share eps was exchanged, or as said of each pool.
+        """Look up what a defense left, on pools of which a share eps was exchanged, or as said of each pool."""
+        found = [row for row in self.left(attack, defense, eps) if metric in row]
+        values = tuple(row[metric] for row in found)
+        return Rate(values, found[0]["n"] if metric != "c_acc" else 0) if values else None
+
+    def left(self, attack: str, defense: str, eps: float | str = 0.0) -> list[dict[str, Any]]:
+        """Look up the rows of a defense, '' for the suspects.
 
         Where an attack was measured with several sizes of the clean pool, the smallest counts, for every defense alike.
         """
         there = [row for row in self.tuned if (row["attack"], row["eps"]) == (attack, eps)]
         size = min((row["clean"] for row in there), default=0)
-        found = [row for row in there if (row["defense"], row["clean"]) == (defense, size) and metric in row]
-        values = tuple(row[metric] for row in found)
-        return Rate(values, found[0]["n"] if metric != "c_acc" else 0) if values else None
+        return [row for row in there if (row["defense"], row["clean"]) == (defense, size)]
+
+    def beside_suspects(self, attack: str, defense: str) -> list[tuple[dict[str, Any], dict[str, Any]]]:
+        """Look up pairs of rows: the suspect, and what a defense made of it, over the same test images."""
+        suspects = {(row["run"], row["n"]): row for row in self.left(attack, "")}
+        made = self.left(attack, defense)
+        return [(suspects[at], row) for row in made if (at := (row["run"], row["n"])) in suspects]
 
     def audited(self, attack: str, defense: str, column: str) -> Rate | None:
         """Look up a figure of whole audits, over their seeds."""
@@ -104,9 +118,18 @@ def falling(rates: list[Rate], slack: float) -> bool:
 def costing(results: Results, name: str, least: float, most: float) -> Iterator[Part]:
     """Say of each attack whether a defense costs so much of the suspect's C-ACC (fractions)."""
     for attack in results.attacks:
-        suspect, rate = (results.after(attack, spec, "c_acc") for spec in ("", name))
-        if suspect and rate:
+        if pairs := results.beside_suspects(attack, name):
+            suspect, rate = (Rate(tuple(row["c_acc"] for row in rows)) for rows in zip(*pairs, strict=True))
             yield Part(f"{name} on {attack}: {suspect} -> {rate}", least <= suspect.mean - rate.mean <= most)
+
+
+def effective(results: Results, name: str, least: float) -> Iterator[Part]:
+    """Say of each attack whether a defense's DER is at least so much."""
+    for attack in results.attacks:
+        if pairs := results.beside_suspects(attack, name):
+            rate = Rate(tuple(der(a["c_acc"], b["c_acc"], a["o_asr"], b["o_asr"]) for a, b in pairs))
+            left = Rate(tuple(b["o_asr"] for _, b in pairs), pairs[0][1]["n"])
+            yield Part(f"{name} on {attack}: DER {rate}, ASR {left}", rate.mean >= least)
 
 
 def ordered(results: Results, names: tuple[str, ...], metric: str = "o_asr", slack: float = 0.01) -> Iterator[Part]:
@@ -168,12 +191,25 @@ def crossed(results: Results, *, own_images: bool, most: float) -> Iterator[Part
 
 
 def monotone(
-    results: Results, defense: str, option: str, default: float, metric: str = "o_asr", slack: float = 0.02
+    results: Results,
+    defense: str,
+    option: str,
+    default: float,
+    metric: str = "o_asr",
+    slack: float = 0.02,
+    fixed: Mapping[str, str] = MappingProxyType({}),
 ) -> Iterator[Part]:
-    """Say of each attack whether a metric falls as an option rises; slack: 2 points, about two standard errors."""
+    """Say of each attack whether a metric falls as an option rises and its others are at their defaults, or `fixed`.
+
+    slack: 2 points, about two standard errors.
+    """
+    specs = {}
+    for spec in {row["defense"] for row in results.tuned} - {""}:
+        name, options = named(spec)
+        value = options.pop(option, default)
+        if (name, options) == (defense, fixed):
+            specs[float(value)] = spec
     for attack in results.attacks:
-        named = {row["defense"] for row in results.tuned if row["defense"].startswith(f"{defense} {option}=")}
-        specs = {default: defense} | {float(spec.partition("=")[2]): spec for spec in named}
         known = [(value, rate) for value in sorted(specs) if (rate := results.after(attack, specs[value], metric))]
         if len(known) > 2:
             text = ", ".join(f"{value:g}: {rate}" for value, rate in known)

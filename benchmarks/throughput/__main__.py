@@ -5,9 +5,9 @@
 Everything is measured in one run, candidates in turn, medians; compare ratios, not seconds. Both sides have the same
 network, images, batches, passes and threads, and start from pixels in memory.
 
-    loops     images a second of ft, fst, retuning, QRA and evaluation, and of the data path alone, against the loops of
-              `reference`; what share of our time the network's own arithmetic is, and what speed-up would be left if
-              all else were free; the network against a large product of matrices
+    loops     images a second of ft, fst, retuning, QRA, evaluation, MixMatch and of the data path alone, against
+              the loops of `reference`; what share of our time the network's own arithmetic is, and what speed-up would
+              be left if all else were free; the network against a large product of matrices
     waiting   start-up of commands, the demo, rendering a report
     parts     where a whole `bdaudit purify` spends its time, from files to a file
     together  two stages of a bench side by side, a thread each, against each alone
@@ -30,13 +30,14 @@ import torch
 from tabulate import tabulate
 
 from bdaudit import ops
-from benchmarks.throughput import growth, loops, together, waiting
+from benchmarks.throughput import growth, loops, mixmatch, together, waiting
 
 
 def measured_loops(bench: loops.Bench, args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """Time all cases."""
     peak = loops.share_of_peak(bench)  # first, since it also warms up
-    rows = [loops.measured(case, args.device, args.repeats) for case in loops.cases(bench)]
+    cases = [*loops.cases(bench), mixmatch.case(bench)]
+    rows = [loops.measured(case, args.device, args.repeats) for case in cases]
     loops.with_tests(rows, bench)
     return {"rows": rows, "peak": peak}
 

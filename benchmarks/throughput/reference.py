@@ -48,7 +48,13 @@ def transform(p: Preprocessing, crop: int = 0) -> Any:
 
 
 def loader(
-    images: Sized, batch_size: int, *, workers: int = 0, shuffle: bool = True, device: str = "cpu"
+    images: Sized,
+    batch_size: int,
+    *,
+    workers: int = 0,
+    shuffle: bool = True,
+    device: str = "cpu",
+    drop_last: bool = False,
 ) -> DataLoader[Any]:
     """Load a Dataset, or a list of (tensor, label)."""
     return DataLoader(
@@ -57,6 +63,7 @@ def loader(
         shuffle=shuffle,
         num_workers=workers,
         pin_memory=device == "cuda",
+        drop_last=drop_last,
     )
 
 
