@@ -347,6 +347,18 @@ class TestEverySplitter:
         assert all(s.shape == (120,) and s.isfinite().all() for s in division.scores.values())
         assert division.target is None or 0 <= division.target < 10
 
+    def test_the_division_comes_with_the_model(self, cls: type[Splitting], digits: Pool) -> None:
+        clean = digits.take(range(200, 300))
+        inputs = {
+            "fresh": make_tiny("small_cnn:width=2"),
+            "train": digits.first(60),
+            "clean": clean,
+            "rng": generator(0),
+        }
+        made = cls.parse(cls.quick_options).conduct(inputs)
+        assert made.division is not None
+        assert made.division.clean.shape == made.division.flagged.shape == (60,)
+
     @pytest.mark.parametrize(
         ("make", "error", "message"),
         [
