@@ -49,21 +49,16 @@ class Results:
 
     folder: Path = RESULTS
     tuned: list[dict[str, Any]] = field(init=False)
-    flattened: list[dict[str, Any]] = field(init=False)
-    """What defenses left of models that SAM trained into flat minima (`flat_rho`)."""
+    """What single defenses left."""
     audits: list[dict[str, Any]] = field(init=False)
-    compared: list[dict[str, Any]] = field(init=False)
-    """Audits of one model beside others: `transfer` and `trajectory`."""
-    crossed: list[dict[str, Any]] = field(init=False)
-    """PL with the images of one attack, under the triggers of others (`benchmarks.cross_attack`)."""
 
     def __post_init__(self) -> None:
-        kinds = ("defenses", "training", "contaminated")
-        self.tuned = rows_of(*(file for kind in kinds for file in sorted(self.folder.glob(f"{kind}_*.json"))))
-        self.flattened = rows_of(*sorted(self.folder.glob("flattened_*.json")))
-        self.audits = rows_of(*sorted(self.folder.glob("flow_seed*.json")), self.folder / "flow_clean_twin.json")
-        self.compared = rows_of(*sorted(self.folder.glob("flow_transfer_*.json")))
-        self.crossed = rows_of(*sorted(self.folder.glob("cross_*.json")))
+        self.tuned = self.of("defenses", "training", "contaminated")
+        self.audits = self.of("flow_seed", "flow_clean_twin")
+
+    def of(self, *kinds: str) -> list[dict[str, Any]]:
+        """Read the rows of all files whose names begin so."""
+        return rows_of(*(file for kind in kinds for file in sorted(self.folder.glob(f"{kind}*.json"))))
 
     @property
     def attacks(self) -> list[str]:
@@ -182,8 +177,9 @@ def crossed(results: Results, *, own_images: bool, most: float) -> Iterator[Part
     Each beside what that trigger does to the model before. own_images: purified with images of its own attack, under
     others' triggers; else with those of another, under its own trigger.
     """
-    before = {(row["run"], row["trigger"]): row["asr"] for row in results.crossed if not row["donor"]}
-    for row in results.crossed:
+    rows = results.of("cross")  # PL with the images of one attack, under the triggers of others
+    before = {(row["run"], row["trigger"]): row["asr"] for row in rows if not row["donor"]}
+    for row in rows:
         model, donor, trigger = (row[key].rpartition("-")[0] for key in ("run", "donor", "trigger"))
         if donor and trigger != donor and model == (donor if own_images else trigger):
             change = f"{100 * before[row['run'], row['trigger']]:.1f} -> {Rate((row['asr'],), row['n'])}"
