@@ -16,13 +16,16 @@ from bdaudit.inputs.classifier import Classifier
 from bdaudit.inputs.pool import Pool
 from bdaudit.runtime import permutation, seeded, spawn
 from bdaudit.training.division import Division
-from bdaudit.training.isolation import Per, local_gradient_ascent, second_likely, votes
+from bdaudit.training.isolation import Per, beyond_label, local_gradient_ascent, second_likely, votes
 from bdaudit.training.loop import Recipe, Training, batches, cross_entropy, tune
 from bdaudit.training.metrics import predict_logits
 from bdaudit.training.mixmatch import SemiSupervised
 from bdaudit.training.progress import say, track
 from bdaudit.training.resume import resumed
 from bdaudit.training.samples import Distance, class_distances, largest, largest_count, losses_of
+
+LEARNT = 1e-4
+"""Cross-entropy of a row that is learnt as well as any can be."""
 
 Init = Literal["both", "oss", "als", "either", "random"]
 
@@ -50,6 +53,7 @@ class BSD(MixMatching):
     presets = {
         "paper": {
             "ascent": "image",
+            "approximate": "lga",
             "altruistic_epochs": 25,
             "altruistic_steps": 1,
             "warm_up": 20,
@@ -67,8 +71,10 @@ class BSD(MixMatching):
     ascent: Per = option(
         "batch", "what is held against gamma: each image's loss, or the batch's", cite="ABL released; BSD Alg. 1: image"
     )
-    approximate: Literal["lga", "second"] = option(
-        "lga", "how the target is found: by the best-learnt rows, or second likely classes", cite="BSD 4.1.1, E.3"
+    approximate: Literal["relative", "lga", "second"] = option(
+        "relative",
+        "how the target is found: by the rows learnt best for their label, learnt best, or by second likely classes",
+        cite="ours; BSD 4.1.1; E.3",
     )
     isolated: float = option(0.01, "share of rows, the best-learnt, that vote", cite="BSD 4.1.1", gt=0, le=1)
     warm_up: int = option(6, "epochs of f without the target's class (T1)", cite="BSD C.4: 20", ge=1)
@@ -132,28 +138,33 @@ class BSD(MixMatching):
         self, model: Classifier, train: Pool, rng: torch.Generator
     ) -> tuple[Classifier, int | None, str]:
         """Warm g up and find the target (Alg. 1, lines 5 to 13; E.3); None: all-to-all. Also says what is doubtful."""
-        by_lga = self.approximate == "lga"
-        keep = {"votes": torch.zeros(model.num_classes, dtype=torch.int64)}
+        keep = {"votes": torch.zeros(model.num_classes, dtype=torch.int64), "losses": torch.zeros(len(train))}
 
-        def note_second(epoch: int, model: Classifier) -> None:
-            keep["votes"][second_likely(predict_logits(model, train.images)).argmax()] += 1
+        def note(epoch: int, model: Classifier) -> None:
+            if self.approximate == "second":
+                keep["votes"][second_likely(predict_logits(model, train.images)).argmax()] += 1
+            else:
+                # Which rows are learnt best depends on the epoch that the ascent ends on, their mean does not.
+                losses = losses_of(model, train, self.name).ce.clamp(min=LEARNT)
+                keep["losses"] += losses.log() / self.altruistic_epochs
 
         tune(
             model,
             train,
             self._recipe(train, self.altruistic_epochs),
             rng,
-            loss=local_gradient_ascent(self.gamma, self.ascent) if by_lga else cross_entropy,
-            on_epoch=None if by_lga else note_second,
+            loss=cross_entropy if self.approximate == "second" else local_gradient_ascent(self.gamma, self.ascent),
+            on_epoch=None if self.approximate == "lga" else note,
             keep=keep,
             what="bsd: altruistic model",
         )
         if self.all2all:
             return model, None, ""
-        if by_lga:
-            keep["votes"] = votes(
-                losses_of(model, train, self.name).ce, train.labels.cpu(), self.isolated, model.num_classes
-            )
+        if self.approximate != "second":
+            labels = train.labels.cpu()
+            relative = self.approximate == "relative"
+            losses = beyond_label(keep["losses"], labels) if relative else losses_of(model, train, self.name).ce
+            keep["votes"] = votes(losses, labels, self.isolated, model.num_classes)
         target, share = int(keep["votes"].argmax()), float(keep["votes"].max() / keep["votes"].sum())
         say(f"bsd: the target is taken to be class {target} ({model.classes[target]}), with {share:.0%} of the votes")
         doubt = f"class {target} is taken for the target with no more than {share:.0%} of the votes"

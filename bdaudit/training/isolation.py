@@ -53,6 +53,19 @@ def votes(losses: Tensor, labels: Tensor, share: float, classes: int) -> Tensor:
     return torch.bincount(labels[largest(-losses, share)], minlength=classes)
 
 
+def beyond_label(losses: Tensor, labels: Tensor) -> Tensor:
+    """Say how far each loss (N,) lies above the third quartile of its label's rows, which most of them lie below.
+
+    Some classes are learnt as well as a trigger is, all of their rows alike; poisoned rows are learnt better than
+    others of their label. The third quartile, since poisoned rows may be the greater part of a label.
+    """
+    beyond = losses.clone()
+    for label in set(labels.tolist()):
+        rows = labels == label
+        beyond[rows] -= losses[rows].quantile(0.75)
+    return beyond
+
+
 def second_likely(logits: Tensor) -> Tensor:
     """Count how many rows have each class as their second likely one; int64 (K,)."""
     return torch.bincount(logits.topk(2, dim=1).indices[:, 1].cpu(), minlength=logits.shape[1])
