@@ -54,6 +54,7 @@ class BSD(MixMatching):
         "paper": {
             "ascent": "image",
             "approximate": "lga",
+            "floor": 0,
             "altruistic_epochs": 25,
             "altruistic_steps": 1,
             "warm_up": 20,
@@ -86,6 +87,7 @@ class BSD(MixMatching):
     distance: Distance = option("min", "OSS: from the nearest class, on average, from the farthest", cite="BSD E.2")
     init: Init = option("both", "first pool: OSS and ALS, one of them, either, or random rows", cite="BSD Eq. 3")
     completion: bool = option(True, "add rows of the class with the fewest", cite="BSD Eq. 8")
+    floor: float = option(0.5, "completion: part of its share that every class gets", cite="ours; BSD: 0", ge=0, le=1)
     all2all: bool = option(False, "take each class for the target in turn, and drop nothing", cite="BSD A.5")
 
     def purify(self, fresh: Classifier, train: Pool, rng: torch.Generator) -> Purified:
@@ -205,7 +207,7 @@ class BSD(MixMatching):
     ) -> Tensor:
         """Split by the discrepancy of the two models' losses (Eq. 8 and 9), without rows that both give `dropped`."""
         on_f, on_g = (losses_of(m, train, self.name) for m in (model, altruistic))
-        clean = split_by(on_g.symmetric_ce - on_f.symmetric_ce, train.labels.cpu(), ratio, self.completion)
+        clean = split_by(on_g.symmetric_ce - on_f.symmetric_ce, train.labels.cpu(), ratio, self.completion, self.floor)
         if dropped is None:
             return clean
         kept = clean & ~((on_f.prediction == dropped) & (on_g.prediction == dropped))
@@ -228,7 +230,7 @@ class BSD(MixMatching):
         labels = train.labels.cpu()
         on_f, on_g = (losses_of(m, train, self.name) for m in (model, altruistic))
         discrepancy = on_g.symmetric_ce - on_f.symmetric_ce
-        clean = split_by(discrepancy, labels, self.alpha, self.completion)
+        clean = split_by(discrepancy, labels, self.alpha, self.completion, self.floor)
         learnt_by_g_alone = (on_g.prediction == labels) & (on_f.prediction != labels) & ~clean
         flagged = learnt_by_g_alone if target is None else learnt_by_g_alone & (labels == target)
         scores = {"discrepancy": discrepancy, "altruistic_loss": on_g.symmetric_ce, "main_fit": -on_f.symmetric_ce}
@@ -250,16 +252,19 @@ def alpha_at(done: float, alpha: float, beta: float) -> float:
     return beta + (alpha - beta) * (1 - math.cos(math.pi * min(1.0, done))) / 2
 
 
-def split_by(indicator: Tensor, labels: Tensor, ratio: float, completion: bool) -> Tensor:
+def split_by(indicator: Tensor, labels: Tensor, ratio: float, completion: bool, floor: float) -> Tensor:
     """Take the share of rows with the largest indicator, and complete the class that has the fewest of them (Eq. 8).
 
     That class gets its own n' best rows: the ratio of its rows, but no more than the class with the second fewest has.
+    floor: of the ratio of its rows, so much every class gets before: where two classes have none, n' is nothing.
     """
     clean = largest(indicator, ratio)
     sizes = torch.bincount(labels)
     present = sizes.nonzero().flatten()
     if not completion or len(present) < 2:
         return clean
+    for label in present.tolist():
+        clean |= largest_count(indicator, int(floor * ratio * sizes[label]), labels == label)
     chosen = torch.bincount(labels[clean], minlength=len(sizes))[present]
     fewest, second = chosen.argsort(stable=True)[:2]
     count = min(int(ratio * sizes[present[fewest]]), int(chosen[second]))

@@ -92,19 +92,29 @@ class TestEquations:
         """Eq. 8: with its own best, as many as the share of its rows but no more than the second fewest has."""
         labels = torch.tensor([0] * 6 + [1] * 6 + [2] * 6)
         indicator = torch.cat([torch.arange(20.0, 26), torch.arange(10.0, 16), torch.arange(0.0, 6)])
-        plain = split_by(indicator, labels, 0.5, completion=False)
+        plain = split_by(indicator, labels, 0.5, completion=False, floor=0)
         assert labels[plain].bincount(minlength=3).tolist() == [6, 3, 0]
-        full = split_by(indicator, labels, 0.5, completion=True)
+        full = split_by(indicator, labels, 0.5, completion=True, floor=0)
         assert labels[full].bincount(minlength=3).tolist() == [6, 3, 3]
         assert full[15:].tolist() == [True] * 3
-        narrow = split_by(indicator, labels, 0.4, completion=True)
+        narrow = split_by(indicator, labels, 0.4, completion=True, floor=0)
         assert labels[narrow].bincount(minlength=3).tolist() == [6, 2, 2]  # .4 of 6 rows, rounded down
 
     def test_completion_is_bounded_by_the_second_fewest(self) -> None:
         labels = torch.tensor([0] * 8 + [1] * 8 + [2] * 8)
         indicator = torch.cat([torch.arange(30.0, 38), torch.tensor([29.0] + [0.0] * 7), torch.arange(-9.0, -1)])
-        chosen = split_by(indicator, labels, 9 / 24, completion=True)
+        chosen = split_by(indicator, labels, 9 / 24, completion=True, floor=0)
         assert labels[chosen].bincount(minlength=3).tolist() == [8, 1, 1]
+
+    def test_every_class_gets_part_of_its_share_before(self) -> None:
+        """Where two classes have no row, the second fewest is nothing to complete another to."""
+        labels = torch.tensor([0] * 8 + [1] * 8 + [2] * 8)
+        indicator = torch.arange(24.0, 0, -1)
+        alone = split_by(indicator, labels, 8 / 24, completion=True, floor=0)
+        assert labels[alone].bincount(minlength=3).tolist() == [8, 0, 0]
+        chosen = split_by(indicator, labels, 8 / 24, completion=True, floor=0.75)
+        assert labels[chosen].bincount(minlength=3).tolist() == [8, 2, 2]  # three quarters of a third of 8 rows
+        assert chosen[[8, 9, 16, 17]].all(), "the best of their own"
 
     def test_rows_that_both_models_give_the_target_are_dropped_whatever_their_label(
         self, digits: Pool, monkeypatch: pytest.MonkeyPatch
@@ -171,7 +181,8 @@ class TestBSD:
         model, division = BSD.parse(SHORT_BSD).divide(make_tiny("small_cnn:width=8"), rows.pool, generator(0))
         assert division.target == target
         assert asr(model, trigger, test, target) < 0.05
-        assert accuracy(model, test).value > 0.6
+        assert accuracy(model, test).value > 0.75
+        assert accuracy(model, test.take(test.labels == target)).value > 0.5, "the class that it is warmed up without"
         base = rows.poisoned.float().mean()
         assert rows.poisoned[division.clean].float().mean() < base / 5
         assert rows.poisoned[division.flagged].float().mean() > 0.5

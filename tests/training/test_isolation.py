@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from bdaudit.errors import UsageError
 from bdaudit.inputs.pool import Pool
-from bdaudit.training.isolation import flooding, local_gradient_ascent, second_likely, votes
+from bdaudit.training.isolation import beyond_label, flooding, local_gradient_ascent, second_likely, votes
 from bdaudit.training.metrics import predict_features
 from bdaudit.training.samples import class_distances, largest, largest_count, losses_of
 
@@ -44,6 +44,17 @@ def test_the_best_learnt_share_votes_with_its_labels() -> None:
     losses, labels = torch.tensor([0.3, 0.1, 0.2, 0.9, 0.8]), torch.tensor([2, 1, 1, 0, 0])
     assert votes(losses, labels, 0.6, 4).tolist() == [0, 2, 1, 0]
     assert votes(losses, labels, 0.01, 4).tolist() == [0, 1, 0, 0]
+
+
+def test_rows_are_held_against_three_quarters_of_their_label() -> None:
+    """A class that is learnt well as a whole has no row that stands out; poisoned rows do."""
+    losses = torch.tensor([-6.0, -5.9, -5.9, -5.8, -5.0, -1.0, -1.0, -1.0, 0.5])
+    labels = torch.tensor([0, 0, 0, 0, 1, 1, 1, 1, 2])
+    beyond = beyond_label(losses, labels)
+    expected = losses - torch.tensor([-5.875] * 4 + [-1.0] * 4 + [0.5])
+    assert torch.allclose(beyond, expected)
+    assert votes(losses, labels, 0.1, 3).argmax() == 0
+    assert votes(beyond, labels, 0.1, 3).argmax() == 1
 
 
 def test_the_second_likely_class_is_counted() -> None:
