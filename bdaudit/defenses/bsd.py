@@ -65,7 +65,8 @@ class BSD(MixMatching):
         }
     }
 
-    altruistic_epochs: int = option(12, "epochs of local gradient ascent that warm g up", cite="BSD C.4: 25", ge=1)
+    iterations: int = option(128, "MixMatch steps an epoch", cite="BSD C.4: 1,024", ge=1)
+    altruistic_epochs: int = option(6, "epochs of local gradient ascent that warm g up", cite="BSD C.4: 25", ge=1)
     altruistic_steps: int = option(64, "steps in an epoch of g, at least", cite="ours: docs/deviations.md", ge=1)
     altruistic_lr: float = option(1e-3, "learning rate of g (Adam)", cite="BSD C.4", gt=0)
     gamma: float = option(0.5, "loss below which g ascends in its warm-up", cite="BSD Alg. 1", ge=0)
@@ -78,10 +79,10 @@ class BSD(MixMatching):
         cite="ours; BSD 4.1.1; E.3",
     )
     isolated: float = option(0.01, "share of rows, the best-learnt, that vote", cite="BSD 4.1.1", gt=0, le=1)
-    warm_up: int = option(6, "epochs of f without the target's class (T1)", cite="BSD C.4: 20", ge=1)
-    settling: int = option(2, "epochs on the first pools", cite="BSD C.4: 10", ge=1)
-    completing: int = option(12, "epochs with class completion (until T2)", cite="BSD C.4: 60", ge=1)
-    dropping: int = option(4, "epochs with selective dropping (until T3)", cite="BSD C.4: 30", ge=0)
+    warm_up: int = option(3, "epochs of f without the target's class (T1)", cite="BSD C.4: 20", ge=1)
+    settling: int = option(1, "epochs on the first pools", cite="BSD C.4: 10", ge=1)
+    completing: int = option(6, "epochs with class completion (until T2)", cite="BSD C.4: 60", ge=1)
+    dropping: int = option(2, "epochs with selective dropping (until T3)", cite="BSD C.4: 30", ge=0)
     alpha: float = option(0.6, "share of all rows that the clean pool grows to", cite="BSD 5.1", gt=0, le=1)
     beta: float = option(0.2, "share of the target's rows that OSS takes for clean", cite="BSD 5.1", gt=0, le=1)
     distance: Distance = option("min", "OSS: from the nearest class, on average, from the farthest", cite="BSD E.2")
