@@ -86,11 +86,10 @@ class Results:
         made = self.left(attack, defense)
         return [(suspects[at], row) for row in made if (at := (row["run"], row["n"])) in suspects]
 
-    def audited(self, attack: str, defense: str, column: str) -> Rate | None:
-        """Look up a figure of whole audits, over their seeds."""
-        values = tuple(
-            r[column] for r in self.audits if (r["attack"], r["defense"]) == (attack, defense) and column in r
-        )
+    def audited(self, attack: str, defense: str, column: str, removed: float = 1.0) -> Rate | None:
+        """Look up a figure of whole audits, over their seeds; removed: of models left with so much O-ASR at most."""
+        rows = [r for r in self.audits if (r["attack"], r["defense"]) == (attack, defense) and column in r]
+        values = tuple(r[column] for r in rows if r["purified.o_asr"] <= removed)
         return Rate(values) if values else None
 
 
@@ -161,13 +160,21 @@ def bounded(
 
 
 def reactivated(
-    results: Results, names: tuple[str, ...], column: str, least: float = 0.0, most: float = 1.0
+    results: Results,
+    names: tuple[str, ...],
+    column: str,
+    least: float = 0.0,
+    most: float = 1.0,
+    removed: float = 1.0,
 ) -> Iterator[Part]:
-    """Say of each attack and defense whether a figure of its audits lies within bounds."""
+    """Say of each attack and defense whether a figure of its audits lies within bounds.
+
+    removed: of the models that it left with so much O-ASR at most.
+    """
     for attack in results.attacks:
         for name in names:
-            if rate := results.audited(attack, name, column):
-                before = results.audited(attack, name, "purified.o_asr")
+            if rate := results.audited(attack, name, column, removed):
+                before = results.audited(attack, name, "purified.o_asr", removed)
                 yield Part(f"{name} on {attack}: {before} -> {rate}", least <= rate.mean <= most)
 
 
