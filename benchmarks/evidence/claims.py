@@ -351,12 +351,25 @@ def _(results: Results) -> Iterator[Part]:
             yield Part(text, small.mean <= usual.mean + 0.02 <= large.mean + 0.04 and large.mean >= small.mean + 0.01)
 
 
-@claim("BSD T1, T2", "BSD reaches a DER of 99 on dirty-label attacks and of 98 on clean-label ones (here: at least 95)")
+SHORT = "12 epochs of 128 steps, where the paper has 120 of 1,024; the accuracy is what is missing, ASR is not (benchmarks/README.md)"
+
+
+@claim(
+    "BSD T1, T2",
+    "BSD reaches a DER of 99 on dirty-label attacks and of 98 on clean-label ones (here: at least 95)",
+    cause=SHORT,
+    missing="Other attacks",
+)
 def _(results: Results) -> Iterator[Part]:
     yield from effective(results, "bsd", 0.95)
 
 
-@claim("BSD T1, T2", "BSD's C-ACC is about that of no defense (here: at most 3 points are lost)")
+@claim(
+    "BSD T1, T2",
+    "BSD's C-ACC is about that of no defense (here: at most 3 points are lost)",
+    cause=SHORT,
+    missing="Other attacks",
+)
 def _(results: Results) -> Iterator[Part]:
     yield from costing(results, "bsd", -0.05, 0.03)
 
