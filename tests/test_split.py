@@ -26,7 +26,9 @@ from bdaudit.training.metrics import attack_rates
 
 # A twentieth instead of a hundredth of the rows is isolated: the eleven that this would be teach PL little.
 QUICK = ["--by", "abl", "-o", "isolation_epochs=6", "-o", "share=0.05"]
-BRIEF_BSD = ["--by", "bsd", "-o", "altruistic_epochs=1", "-o", "warm_up=1", "-o", "completing=1", "-o", "dropping=1"]
+BRIEF_BSD = [
+    "--by", "bsd", "-o", "altruistic_epochs=1", "-o", "warm_up=1", "-o", "settling=2", "-o", "completing=1", "-o", "dropping=1"
+]  # fmt: skip
 
 
 def call(*arguments: object) -> int:

@@ -50,7 +50,7 @@ def test_brightness_and_contrast_that_all_share_are_gone() -> None:
     with seeded(generator(0)):
         norm = nn.BatchNorm2d(4)
         model = classifier(nn.Conv2d(1, 4, 1), norm, nn.ReLU(), nn.Flatten(), nn.Linear(256, 10))
-    norm.running_mean, norm.running_var = torch.rand(4), torch.rand(4) + 0.5
+        norm.running_mean, norm.running_var = torch.rand(4), torch.rand(4) + 0.5
     x = torch.rand(20, 1, 8, 8, generator=generator(1))
     expected, shifted = predict_logits(model, x), 0.5 * x + 0.3
     assert not torch.allclose(predict_logits(model, shifted), expected, atol=0.05)
