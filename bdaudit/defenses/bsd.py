@@ -141,37 +141,42 @@ class BSD(MixMatching):
         self, model: Classifier, train: Pool, rng: torch.Generator
     ) -> tuple[Classifier, int | None, str]:
         """Warm g up and find the target (Alg. 1, lines 5 to 13; E.3); None: all-to-all. Also says what is doubtful."""
-        keep = {"votes": torch.zeros(model.num_classes, dtype=torch.int64), "losses": torch.zeros(len(train))}
+        second = self.approximate == "second"
+        keep = {"seen": torch.zeros(model.num_classes if second else len(train))}
 
         def note(epoch: int, model: Classifier) -> None:
-            if self.approximate == "second":
-                keep["votes"][second_likely(predict_logits(model, train.images)).argmax()] += 1
+            if second:
+                keep["seen"][second_likely(predict_logits(model, train.images)).argmax()] += 1
             else:
                 # Which rows are learnt best depends on the epoch that the ascent ends on, their mean does not.
-                losses = losses_of(model, train, self.name).ce.clamp(min=LEARNT)
-                keep["losses"] += losses.log() / self.altruistic_epochs
+                keep["seen"] += losses_of(model, train, self.name).ce.clamp(min=LEARNT).log()
 
         tune(
             model,
             train,
             self._recipe(train, self.altruistic_epochs),
             rng,
-            loss=cross_entropy if self.approximate == "second" else local_gradient_ascent(self.gamma, self.ascent),
-            on_epoch=None if self.approximate == "lga" else note,
+            loss=cross_entropy if second else local_gradient_ascent(self.gamma, self.ascent),
+            on_epoch=None if self.all2all or self.approximate == "lga" else note,
             keep=keep,
             what="bsd: altruistic model",
         )
         if self.all2all:
             return model, None, ""
-        if self.approximate != "second":
-            labels = train.labels.cpu()
-            relative = self.approximate == "relative"
-            losses = beyond_label(keep["losses"], labels) if relative else losses_of(model, train, self.name).ce
-            keep["votes"] = votes(losses, labels, self.isolated, model.num_classes)
-        target, share = int(keep["votes"].argmax()), float(keep["votes"].max() / keep["votes"].sum())
+        counted = self._votes(model, train, keep["seen"])
+        target, share = int(counted.argmax()), float(counted.max() / counted.sum())
         say(f"bsd: the target is taken to be class {target} ({model.classes[target]}), with {share:.0%} of the votes")
         doubt = f"class {target} is taken for the target with no more than {share:.0%} of the votes"
         return model, target, doubt if share <= 0.5 else ""
+
+    def _votes(self, altruistic: Classifier, train: Pool, seen: Tensor) -> Tensor:
+        """Count votes for each class: of epochs, or of the rows learnt best, for their label or at the end."""
+        if self.approximate == "second":
+            return seen
+        labels = train.labels.cpu()
+        relative = self.approximate == "relative"
+        losses = beyond_label(seen, labels) if relative else losses_of(altruistic, train, self.name).ce
+        return votes(losses, labels, self.isolated, altruistic.num_classes)
 
     def _oss(self, model: Classifier, train: Pool, target: int) -> tuple[Tensor, Tensor]:
         """Take all rows of other labels for clean, and of the target's those farthest from the others' centres."""

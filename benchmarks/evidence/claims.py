@@ -376,9 +376,7 @@ def _(results: Results) -> Iterator[Part]:
 
 @claim("BSD T5", "without initialisation BSD leaves ASR of 92 to 100% (here: at least 50)")
 def _(results: Results) -> Iterator[Part]:
-    for attack in results.attacks:
-        if rate := results.after(attack, "bsd init=random", "o_asr"):
-            yield Part(f"bsd init=random on {attack}: {rate}", rate.mean >= 0.5)
+    yield from bounded(results, ("bsd init=random",), least=0.5)
 
 
 @claim("BSD T5", "without class completion BSD loses 5 points of C-ACC (here: at least 1)")

@@ -150,13 +150,18 @@ def below(
 
 
 def bounded(
-    results: Results, names: tuple[str, ...], most: float, metric: str = "o_asr", eps: float | str = 0.0
+    results: Results,
+    names: tuple[str, ...],
+    most: float = 1.0,
+    metric: str = "o_asr",
+    eps: float | str = 0.0,
+    least: float = 0.0,
 ) -> Iterator[Part]:
-    """Say of each attack and defense whether a figure is at most so much."""
+    """Say of each attack and defense whether a figure lies within bounds."""
     for attack in results.attacks:
         for name in names:
             if rate := results.after(attack, name, metric, eps):
-                yield Part(f"{name} on {attack}: {rate}", rate.mean <= most)
+                yield Part(f"{name} on {attack}: {rate}", least <= rate.mean <= most)
 
 
 def reactivated(
