@@ -31,7 +31,7 @@ class ASD(MixMatching):
 
     name = "asd"
     quick_options = {"growing": 2, "halving": 1, "meta": 1, "iterations": 2, "batch_size": 8}
-    presets = {"paper": {"growing": 60, "every": 5, "halving": 30, "meta": 30, "iterations": 1024}}
+    presets = {"paper": {"growing": 60, "every": 5, "halving": 30, "meta": 30, "iterations": 1024, "decay": 0}}
 
     seeds: int = option(10, "clean seeds of each class, at most", cite="ASD", ge=1)
     growing: int = option(10, "epochs of the class-aware pool", cite="ASD: 60", ge=1)

@@ -14,6 +14,7 @@ from bdaudit.errors import one_line
 from bdaudit.hookspecs import hookimpl
 from bdaudit.inputs.classifier import Classifier
 from bdaudit.inputs.pool import Pool
+from bdaudit.ops import SampleLosses
 from bdaudit.runtime import permutation, seeded, spawn
 from bdaudit.training.division import Division
 from bdaudit.training.isolation import Per, beyond_label, local_gradient_ascent, second_likely, votes
@@ -54,7 +55,8 @@ class BSD(MixMatching):
         "paper": {
             "ascent": "image",
             "approximate": "lga",
-            "floor": 0,
+            "share_of": "all",
+            "decay": 0,
             "altruistic_epochs": 25,
             "altruistic_steps": 1,
             "warm_up": 20,
@@ -88,7 +90,9 @@ class BSD(MixMatching):
     distance: Distance = option("min", "OSS: from the nearest class, on average, from the farthest", cite="BSD E.2")
     init: Init = option("both", "first pool: OSS and ALS, one of them, either, or random rows", cite="BSD Eq. 3")
     completion: bool = option(True, "add rows of the class with the fewest", cite="BSD Eq. 8")
-    floor: float = option(0.5, "completion: part of its share that every class gets", cite="ours; BSD: 0", ge=0, le=1)
+    share_of: Literal["class", "all"] = option(
+        "class", "what alpha is a share of: each class but the target's, or all rows", cite="ours; BSD Eq. 8: all"
+    )
     all2all: bool = option(False, "take each class for the target in turn, and drop nothing", cite="BSD A.5")
 
     def purify(self, fresh: Classifier, train: Pool, rng: torch.Generator) -> Purified:
@@ -119,7 +123,10 @@ class BSD(MixMatching):
                     clean = self._first(oss, self._als(altruistic, train), rng)
                 elif t >= t1 + self.settling:
                     ratio = alpha_at((t - t1 - self.settling) / self.completing, self.alpha, self.beta)
-                    clean = self._updated(fresh, altruistic, train, ratio, target if t >= t2 else None)
+                    on_f, on_g = (losses_of(m, train, self.name) for m in (fresh, altruistic))
+                    clean = self._split(on_f, on_g, labels, ratio, target)
+                    if target is not None and t >= t2:
+                        clean = selectively_dropped(clean, on_f, on_g, target)
                 if t >= t1 or target is not None:
                     f.epoch(clean, advance, f"bsd: epoch {t + 1} of {t3}")
                     keep |= {"clean": clean, "history": torch.cat([keep["history"], clean[None]])}
@@ -208,16 +215,18 @@ class BSD(MixMatching):
         drawn[permutation(len(both), rng)[: int(both.sum())]] = True
         return {"both": both, "oss": oss, "als": als, "either": oss | als, "random": drawn}[self.init]
 
-    def _updated(
-        self, model: Classifier, altruistic: Classifier, train: Pool, ratio: float, dropped: int | None
+    def _split(
+        self, on_f: SampleLosses, on_g: SampleLosses, labels: Tensor, ratio: float, target: int | None
     ) -> Tensor:
-        """Split by the discrepancy of the two models' losses (Eq. 8 and 9), without rows that both give `dropped`."""
-        on_f, on_g = (losses_of(m, train, self.name) for m in (model, altruistic))
-        clean = split_by(on_g.symmetric_ce - on_f.symmetric_ce, train.labels.cpu(), ratio, self.completion, self.floor)
-        if dropped is None:
-            return clean
-        kept = clean & ~((on_f.prediction == dropped) & (on_g.prediction == dropped))
-        return kept if kept.any() else clean  # an empty pool would teach nothing
+        """Take the share of rows with the largest discrepancy, and complete the class that has the fewest (Eq. 8)."""
+        indicator = discrepancy(on_f, on_g)
+        if self.share_of == "all":
+            clean = largest(indicator, ratio)
+        else:
+            clean = torch.zeros_like(labels, dtype=torch.bool)
+            for label in set(labels.tolist()) - {target}:
+                clean |= largest(indicator, ratio, labels == label)
+        return completed(clean, indicator, labels, ratio) if self.completion else clean
 
     def _division(
         self,
@@ -235,11 +244,14 @@ class BSD(MixMatching):
         """
         labels = train.labels.cpu()
         on_f, on_g = (losses_of(m, train, self.name) for m in (model, altruistic))
-        discrepancy = on_g.symmetric_ce - on_f.symmetric_ce
-        clean = split_by(discrepancy, labels, self.alpha, self.completion, self.floor)
+        clean = self._split(on_f, on_g, labels, self.alpha, target)
         learnt_by_g_alone = (on_g.prediction == labels) & (on_f.prediction != labels) & ~clean
         flagged = learnt_by_g_alone if target is None else learnt_by_g_alone & (labels == target)
-        scores = {"discrepancy": discrepancy, "altruistic_loss": on_g.symmetric_ce, "main_fit": -on_f.symmetric_ce}
+        scores = {
+            "discrepancy": discrepancy(on_f, on_g),
+            "altruistic_loss": on_g.symmetric_ce,
+            "main_fit": -on_f.symmetric_ce,
+        }
         if target is not None:
             scores["distance"] = keep["distances"]
         first = 1 + (self.warm_up if target is None else 0)
@@ -258,23 +270,30 @@ def alpha_at(done: float, alpha: float, beta: float) -> float:
     return beta + (alpha - beta) * (1 - math.cos(math.pi * min(1.0, done))) / 2
 
 
-def split_by(indicator: Tensor, labels: Tensor, ratio: float, completion: bool, floor: float) -> Tensor:
-    """Take the share of rows with the largest indicator, and complete the class that has the fewest of them (Eq. 8).
+def discrepancy(on_f: SampleLosses, on_g: SampleLosses) -> Tensor:
+    """I = SCE(g) - SCE(f): small where the altruistic model learnt what the main one did not (Eq. 9); float (N,)."""
+    return on_g.symmetric_ce - on_f.symmetric_ce
 
-    That class gets its own n' best rows: the ratio of its rows, but no more than the class with the second fewest has.
-    floor: of the ratio of its rows, so much every class gets before: where two classes have none, n' is nothing.
+
+def completed(clean: Tensor, indicator: Tensor, labels: Tensor, ratio: float) -> Tensor:
+    """Add rows of the class that has the fewest clean ones: its own n' with the largest indicator (Eq. 8).
+
+    n' is the ratio of its rows, but no more than the class with the second fewest has.
     """
-    clean = largest(indicator, ratio)
     sizes = torch.bincount(labels)
     present = sizes.nonzero().flatten()
-    if not completion or len(present) < 2:
+    if len(present) < 2:
         return clean
-    for label in present.tolist():
-        clean |= largest_count(indicator, int(floor * ratio * sizes[label]), labels == label)
     chosen = torch.bincount(labels[clean], minlength=len(sizes))[present]
     fewest, second = chosen.argsort(stable=True)[:2]
     count = min(int(ratio * sizes[present[fewest]]), int(chosen[second]))
     return clean | largest_count(indicator, count, labels == present[fewest])
+
+
+def selectively_dropped(clean: Tensor, on_f: SampleLosses, on_g: SampleLosses, target: int) -> Tensor:
+    """Leave out the rows that both models give the target, unless that is all (Eq. 10)."""
+    kept = clean & ~((on_f.prediction == target) & (on_g.prediction == target))
+    return kept if kept.any() else clean  # an empty pool would teach nothing
 
 
 @hookimpl

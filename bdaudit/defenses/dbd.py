@@ -49,6 +49,7 @@ class DBD(MixMatching):
             "min_steps": 1,
             "epochs": 190,
             "iterations": 1024,
+            "decay": 0,
         }
     }
 

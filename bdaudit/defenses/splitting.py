@@ -142,6 +142,13 @@ class MixMatching(Splitting):
     iterations: int = option(64, "MixMatch steps an epoch", cite="BSD C.4: 1,024", ge=1)
     batch_size: int = option(64, "rows a step with labels, and as many without", cite="ASD", ge=2)
     lr: float = option(2e-3, "MixMatch's learning rate (Adam)", cite="BSD C.4", gt=0)
+    decay: float = option(
+        0.25,
+        "last part of MixMatch's epochs, over which the learning rate falls to zero",
+        cite="ours; BSD: 0",
+        ge=0,
+        le=1,
+    )
     views: int = option(2, "augmentations that guess a label", cite="MixMatch", ge=1)
     temperature: float = option(0.5, "sharpening of guessed labels", cite="BSD C.4", gt=0)
     mixing: float = option(0.75, "alpha of the mixing weights' Beta distribution", cite="ASD", gt=0)
@@ -159,5 +166,6 @@ class MixMatching(Splitting):
             beta=self.mixing,
             weight=self.unlabelled,
             ramp=ramp,
+            decay=self.decay,
             augment=self.augment(train),
         )

@@ -93,6 +93,11 @@ def in_steps(*drops: float) -> Callable[[float], float]:
     return lambda done: 10.0 ** -sum(done >= drop for drop in drops)
 
 
+def falling_at_last(part: float) -> Callable[[float], float]:
+    """Make a schedule that is constant but for a last part of the steps, over which it falls to zero; 0: constant."""
+    return lambda done: min(1.0, (1 - done) / part) if part else 1.0
+
+
 def cross_entropy(model: Classifier, x: Tensor, y: Tensor) -> Tensor:
     """The plain training loss."""
     return F.cross_entropy(model(x), y)

@@ -13,7 +13,7 @@ from bdaudit.inputs.classifier import Classifier
 from bdaudit.inputs.pool import Pool
 from bdaudit.runtime import permutation
 from bdaudit.training.augment import Augment
-from bdaudit.training.loop import Recipe, Training, endless
+from bdaudit.training.loop import Recipe, Training, endless, falling_at_last
 from bdaudit.training.progress import Advance, say, still
 
 
@@ -23,7 +23,8 @@ class MixMatch:
 
     iterations: steps in an epoch, each of `batch_size` rows with and as many without labels. views: augmentations of
     a row without label, whose mean prediction, sharpened by `temperature`, becomes its label. beta: of the mixing
-    weights' Beta(beta, beta). weight: lambda_u, reached after `ramp` epochs.
+    weights' Beta(beta, beta). weight: lambda_u, reached after `ramp` epochs. decay: last part of all epochs, over which
+    the learning rate falls to zero.
     """
 
     iterations: int = 1024
@@ -34,6 +35,7 @@ class MixMatch:
     beta: float = 0.75
     weight: float = 15.0
     ramp: int = 120
+    decay: float = 0.0
     augment: Augment = field(default_factory=Augment)
 
 
@@ -44,7 +46,7 @@ class SemiSupervised:
         """epochs: how many there will be in all."""
         self.how, self.rng = how, rng
         self.pool = pool.to(model.device)
-        recipe = Recipe(epochs, how.lr, how.batch_size, optimizer="adam", schedule="constant")
+        recipe = Recipe(epochs, how.lr, how.batch_size, optimizer="adam", schedule=falling_at_last(how.decay))
         self.training = Training(model, recipe, epochs * how.iterations)
 
     def epoch(self, labelled: Tensor, advance: Advance = still, what: str = "") -> None:

@@ -387,7 +387,14 @@ def _(results: Results) -> Iterator[Part]:
             yield Part(f"{attack}: bsd {whole}, without completion {rate}", whole.mean - rate.mean >= 0.01)
 
 
-unmeasured("BSD T14", "BSD is harmless without an attack", missing="An hour of both cores")
+@claim("BSD T14", "BSD is harmless without an attack (here: at most 3 points of C-ACC are lost)", cause=SHORT)
+def _(results: Results) -> Iterator[Part]:
+    for row in results.of("innocent"):
+        if row["defense"] == "bsd":
+            before, after = row["c_acc_before"], row["c_acc_after"]
+            taken = "none" if row["target"] is None else row["target"]
+            text = f"{row['run']}: {100 * before:.1f} -> {100 * after:.1f}, class {taken} taken for the target"
+            yield Part(text, before - after <= 0.03)
 
 
 unmeasured(

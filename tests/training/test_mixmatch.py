@@ -141,3 +141,23 @@ def test_reflecting_crops_are_cut_from_the_mirrored_surroundings(digits: Pool, r
     windows = padded.unfold(2, 16, 1).unfold(3, 16, 1).flatten(2, 3)
     assert (windows == cropped[:, :, None]).flatten(3).all(3).any(2).all()
     assert not torch.equal(cropped, images)
+
+
+@pytest.mark.parametrize(("decay", "rates"), [(0.0, [1.0] * 8), (0.5, [1.0] * 5 + [0.75, 0.5, 0.25])])
+def test_the_learning_rate_falls_over_the_last_part_of_all_epochs(
+    decay: float, rates: list[float], digits: Pool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[float] = []
+    monkeypatch.setattr(mixmatch, "mixmatch_loss", lambda model, x, *_: model(x).sum())
+    how = MixMatch(iterations=4, batch_size=4, lr=2.0, decay=decay)
+    learner = SemiSupervised(make_tiny(), digits.first(20), how, 2, generator(0))
+    step = learner.training.optimizer.step
+
+    def spy(*args: object) -> object:
+        seen.append(learner.training.optimizer.param_groups[0]["lr"] / 2.0)
+        return step(*args)
+
+    monkeypatch.setattr(learner.training.optimizer, "step", spy)
+    for _ in range(2):
+        learner.epoch(torch.ones(20, dtype=torch.bool))
+    assert seen == pytest.approx(rates)
