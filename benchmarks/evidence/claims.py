@@ -346,7 +346,7 @@ def _(results: Results) -> Iterator[Part]:
             yield Part(text, small.mean <= usual.mean + 0.02 <= large.mean + 0.04 and large.mean >= small.mean + 0.01)
 
 
-SHORT = "12 epochs of 128 steps, where the paper has 120 of 1,024; the accuracy is what is missing, ASR is not (benchmarks/README.md)"
+SHORT = "12 epochs of 128 steps, where the paper has 120 of 1,024: accuracy is what is missing, ASR is not (benchmarks/README.md)"
 
 
 @claim(
@@ -369,7 +369,12 @@ def _(results: Results) -> Iterator[Part]:
     yield from costing(results, "bsd", -0.05, 0.03)
 
 
-@claim("BSD T5", "without initialisation BSD leaves ASR of 92 to 100% (here: at least 50)")
+@claim(
+    "BSD T5",
+    "without initialisation BSD leaves ASR of 92 to 100% (here: at least 50)",
+    cause="One epoch of 128 steps on the first pool, where the paper has ten of 1,024, is likely too short to learn the trigger",
+    missing="A longer stay on the first pool",
+)
 def _(results: Results) -> Iterator[Part]:
     yield from bounded(results, ("bsd init=random",), least=0.5)
 
