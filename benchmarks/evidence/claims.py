@@ -293,6 +293,8 @@ def _(results: Results) -> Iterator[Part]:
 @claim(
     "D3 T5",
     "against SAM-flattened backdoors D3 leaves less than 3%, FST 1.4 to 12.6, FT 26 to 83 (here: D3 least, by a point at most)",
+    cause="D3 is far below FT and FT-SAM, which leave all of it; that FST leaves nothing is one victim's, whose like it left 16.9% of",
+    missing="Radii 1 and 3, other victims",
 )
 def _(results: Results) -> Iterator[Part]:
     rows = results.of("flattened")
