@@ -36,8 +36,8 @@ class BSD(MixMatching):
 
     BSD, Algorithm 1. The main model f learns a clean pool by MixMatch, the altruistic model g everything. The pool
     starts with the rows that f, warmed up without the target's class, finds far from the others (OSS, Eq. 4 to 6) and
-    g finds hard (ALS, Eq. 7); then it follows I = SCE(g) - SCE(f) (Eq. 9) with class completion (Eq. 8), and at last
-    goes without the rows that both give the target (selective dropping, Eq. 10).
+    g finds hard (ALS, Eq. 7); then it follows I = SCE(g) - SCE(f) (Eq. 9) with class completion (Eq. 8), and at last,
+    if `dropping`, goes without the rows that both give the target (Eq. 10).
     """
 
     name = "bsd"
@@ -85,7 +85,7 @@ class BSD(MixMatching):
     settling: int = option(1, "epochs on the first pools", cite="BSD C.4: 10", ge=1)
     completing: int = option(8, "epochs with class completion (until T2)", cite="BSD C.4: 60", ge=1)
     dropping: int = option(0, "epochs with selective dropping (until T3)", cite="ours; BSD C.4: 30", ge=0)
-    alpha: float = option(0.6, "share of all rows that the clean pool grows to", cite="BSD 5.1", gt=0, le=1)
+    alpha: float = option(0.6, "share of rows that the clean pool grows to", cite="BSD 5.1", gt=0, le=1)
     beta: float = option(0.2, "share of the target's rows that OSS takes for clean", cite="BSD 5.1", gt=0, le=1)
     distance: Distance = option("min", "OSS: from the nearest class, on average, from the farthest", cite="BSD E.2")
     init: Init = option("both", "first pool: OSS and ALS, one of them, either, or random rows", cite="BSD Eq. 3")
