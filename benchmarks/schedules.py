@@ -1,15 +1,17 @@
 """Project how long the papers' schedules of in-training defenses take, from short runs of the same code (BSD, Table 4).
 
-    OMP_NUM_THREADS=2 python -m benchmarks.schedules RUN --json FILE [--defense bsd asd dbd]
+    OMP_NUM_THREADS=2 python -m benchmarks.schedules RUN --json FILE [--defense bsd asd dbd] [--images 2000]
+        [--like 50000] [--repeats 3]
 
 An idle machine is needed. Each option that a schedule is made of is raised by a little, alone; what that adds to the
-time, by unit, times the units of the paper's schedule is its stage's time. The set is the run's training set; on a
-larger one steps of MixMatch take as long and epochs longer.
+time, median over repeats in turn, times how often the paper's schedule has it is that stage's time. Epochs over the
+set are reckoned for a larger one (CIFAR-10's, by default) in proportion; MixMatch's have so many steps on any set.
 """
 
 from __future__ import annotations
 
 import argparse
+import statistics
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -82,37 +84,40 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("run", type=Path)
     parser.add_argument("--defense", nargs="+", default=list(SCHEDULES), choices=list(SCHEDULES))
+    parser.add_argument("--images", type=int, default=2000, help="of the run's training set, to measure on")
+    parser.add_argument("--like", type=int, default=50_000, help="images to project for")
+    parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--json", type=Path, required=True)
     args = parser.parse_args()
     rows, run = Rows(args.json), open_run(args.run)
     for name in args.defense:
-        at = {"run": run.folder.name, "defense": name}
-        if rows.holds(at):
-            continue
-        stages = projected(name, SCHEDULES[name], run)
-        row = {"hours": sum(stages.values()), "stages": stages, "threads": torch.get_num_threads()}
-        rows.add(at | {"images": run.record.rows["train"]} | row)
+        at = {"run": run.folder.name, "defense": name, "images": args.images, "like": args.like}
+        if not rows.holds(at):
+            stages = projected(name, SCHEDULES[name], run, args)
+            rows.add(at | {"hours": sum(stages.values()), "stages": stages, "threads": torch.get_num_threads()})
 
 
-def projected(name: str, schedule: Schedule, run: Run) -> dict[str, float]:
+def projected(name: str, schedule: Schedule, run: Run, args: argparse.Namespace) -> dict[str, float]:
     """Say how many hours each stage of the paper's schedule takes."""
-    shortest = seconds(name, schedule.shortest, run)
-    return {
-        option: (seconds(name, schedule.shortest | {option: schedule.shortest[option] + more}, run) - shortest)
-        / more
-        * times
-        / 3600
-        for option, (more, times) in schedule.stages.items()
-    }
+    model, train = api.load(run.model_path).classifier, run.pool("train").first(args.images)
+    known = {"fresh": fresh_like(model, generator(0)), "train": train, "clean": run.pool("clean")}
+    trials = {"": schedule.shortest}
+    for option, (more, _) in schedule.stages.items():
+        trials[option] = schedule.shortest | {option: schedule.shortest[option] + more}
+    seconds(name, schedule.shortest, known)  # imports what it needs
+    times = [{what: seconds(name, options, known) for what, options in trials.items()} for _ in range(args.repeats)]
+    hours = {}
+    for option, (more, often) in schedule.stages.items():
+        added = statistics.median(of[option] - of[""] for of in times) / more
+        hours[option] = added * often / 3600 * (1 if option == "iterations" else args.like / args.images)
+    return hours
 
 
-def seconds(name: str, options: dict[str, Any], run: Run) -> float:
+def seconds(name: str, options: dict[str, Any], known: dict[str, Any]) -> float:
     """Time one run of a defense."""
-    model = api.load(run.model_path).classifier
-    known = {"fresh": fresh_like(model, generator(0)), "train": run.pool("train"), "clean": run.pool("clean")}
     defense = plugins.get("defense", name).parse(options)
     start = time.perf_counter()
-    defense.conduct(known | {"rng": generator(0)})
+    defense.conduct(known | {"fresh": known["fresh"].clone(), "rng": generator(0)})
     return time.perf_counter() - start
 
 

@@ -402,7 +402,7 @@ def _(results: Results) -> Iterator[Part]:
 @claim(
     "BSD T4",
     "BSD takes 3.15 hours on CIFAR-10, where ASD takes 4.81 and DBD 11.96 (here: BSD's schedule is shorter than each)",
-    missing="Whole runs of the papers' schedules: hours are projected from short ones, on 10,000 images of Fashion-MNIST",
+    missing="Whole runs of the papers' schedules: hours are projected from short ones, for 50,000 images of Fashion-MNIST",
 )
 def _(results: Results) -> Iterator[Part]:
     rows = results.of("schedules")
