@@ -22,10 +22,30 @@ from bdaudit.inputs import checkpoint_read, unpack
 from bdaudit.inputs.classifier import Classifier
 from bdaudit.inputs.datasets import load_dataset
 from bdaudit.inputs.pool import Pool
-from bdaudit.runtime import generator
+from bdaudit.runtime import Runtime, generator
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
+
+
+CHOSEN = Runtime.of
+"""What the device is asked for; `precision` puts it back."""
+
+
+@pytest.fixture(scope="session", autouse=True)
+def full_precision() -> Iterator[None]:
+    """Compute in fp32, in which equations hold to the last digits, on processors with bf16 too; programs choose."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            Runtime, "of", lambda device: Runtime(device, bf16=False) if device.type == "cpu" else CHOSEN(device)
+        )
+        yield
+
+
+@pytest.fixture
+def precision_of_the_processor(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Choose as ever."""
+    monkeypatch.setattr(Runtime, "of", CHOSEN)
 
 
 @pytest.fixture(scope="session")

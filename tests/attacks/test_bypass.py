@@ -90,8 +90,7 @@ def test_one_step_descends_the_cross_entropy_less_lambda_times_the_discriminator
     value.backward()  # type: ignore[no-untyped-call]
     for before, after in zip(model.parameters(), fresh.parameters(), strict=True):
         assert before.grad is not None
-        # In bf16 where the processor has it.
-        assert (after - before + 0.5 * before.grad).norm() < 0.03 * (0.5 * before.grad).norm()
+        assert (after - before + 0.5 * before.grad).norm() < 0.01 * (0.5 * before.grad).norm()
 
 
 def test_the_discriminator_learns_from_features_and_leaves_the_model_alone() -> None:

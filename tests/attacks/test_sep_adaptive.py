@@ -46,8 +46,7 @@ def test_one_step_descends_the_cross_entropy_and_lambda_times_the_distance(digit
     value.backward()  # type: ignore[no-untyped-call]
     for before, after in zip(model.parameters(), fresh.parameters(), strict=True):
         assert before.grad is not None
-        # In bf16 where the processor has it.
-        assert (after - before + 0.5 * before.grad).norm() < 0.03 * (0.5 * before.grad).norm()
+        assert (after - before + 0.5 * before.grad).norm() < 1e-4 * (0.5 * before.grad).norm()
 
 
 def test_it_makes_the_screening_doubt_itself_and_keeps_the_backdoor(digits: Pool) -> None:

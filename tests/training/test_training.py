@@ -190,6 +190,7 @@ def test_seeded_restores_the_global_generator(rng: torch.Generator) -> None:
     assert torch.equal(torch.rand(1), expected)
 
 
+@pytest.mark.usefixtures("precision_of_the_processor")
 def test_runtime_uses_bf16_only_where_the_processor_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
     from bdaudit import ops
 
@@ -205,6 +206,22 @@ def test_runtime_uses_bf16_only_where_the_processor_has_it(monkeypatch: pytest.M
         assert runtime.bf16 is expected
         with runtime.autocast():
             assert torch.is_autocast_enabled("cpu") is expected
+
+
+def test_bf16_learns_what_fp32_learns(digits: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the same steps, with weights, statistics and logits in fp32; emulated where the processor lacks it."""
+    train, test = digits.first(600), digits.take(torch.arange(1000, 1600))
+    recipe = Recipe(6, 0.1, 32, schedule="onecycle")
+    rates = []
+    for bf16 in (False, True):
+        monkeypatch.setattr(Runtime, "of", lambda device, bf16=bf16: Runtime(device, bf16))
+        model = tune(make_tiny("small_cnn:width=8"), train, recipe, generator(0))
+        assert all(t.dtype is torch.float32 for t in model.state_dict().values() if t.is_floating_point())
+        logits = predict_logits(model, test.images)
+        assert logits.dtype is torch.float32
+        rates.append(accuracy(model, test).value)
+    assert min(rates) > 0.9
+    assert rates[0] == pytest.approx(rates[1], abs=0.03)
 
 
 def test_a_device_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
