@@ -113,6 +113,7 @@ def test_at_a_terminal_a_bar_counts_cells_and_failures_stay_above_it(monkeypatch
     assert "clean twin, seed 0: 1 s" not in shown
 
 
+@pytest.mark.usefixtures("precision_of_the_processor")
 def test_a_cell_is_the_audit_that_a_call_makes(bench: Path) -> None:
     """To the last figure: what a stage's process finds is what `api.audit` finds here, on the same files."""
     cell = plan_of().cells[0].stage

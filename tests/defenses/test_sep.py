@@ -17,6 +17,7 @@ from bdaudit.flow.run import Run
 from bdaudit.flow.suspect import load
 from bdaudit.inputs.classifier import Classifier
 from bdaudit.inputs.pool import Pool
+from bdaudit.report.statistics import wilson
 from bdaudit.runtime import generator
 from bdaudit.training.loop import Recipe
 from bdaudit.training.metrics import accuracy, attack_rates, predict_logits
@@ -105,8 +106,9 @@ def test_contaminated_pools_do_not_break_it_where_pl_fails(
     by_pl = PL().run({"model": suspect, **given, "rng": generator(0)})
     asr, robust = attack_rates(purified, triggered, run.goal)
     assert "sep: the two pools can be told apart" in capsys.readouterr().err
-    assert attack_rates(by_pl, triggered, run.goal)[0].value >= 0.15
     assert asr.value <= 0.05
+    left = attack_rates(by_pl, triggered, run.goal)[0]
+    assert wilson(left.successes, left.n)[0] > 0.05, "PL, by what SEP is held to, beyond chance"
     assert robust.value >= 0.7
     assert accuracy(purified, test).value >= accuracy(suspect, test).value - 0.05
 
