@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 
 CHOSEN = Runtime.of
-"""What the device is asked for; `precision` puts it back."""
+"""How precision is chosen outside of tests."""
 
 
 @pytest.fixture(scope="session", autouse=True)

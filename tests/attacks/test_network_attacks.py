@@ -73,9 +73,8 @@ class TestSSBA:
 
 def train_input_aware(pool: Pool, **options: float) -> Implanted:
     attack = InputAware(width=6, mask_steps=40, **options)  # type: ignore[arg-type]
-    recipe = Recipe(
-        epochs=20, lr=0.1, schedule="onecycle", batch_size=64
-    )  # at 12, two seeds of three are at the bounds
+    # At 12 epochs two seeds of three are at the bounds.
+    recipe = Recipe(epochs=20, lr=0.1, schedule="onecycle", batch_size=64)
     return attack.implant(make_tiny("small_cnn:width=8"), pool, 0, recipe, generator(0))
 
 
