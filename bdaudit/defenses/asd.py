@@ -17,7 +17,7 @@ from bdaudit.training.loop import Recipe, Training, batches
 from bdaudit.training.mixmatch import SemiSupervised
 from bdaudit.training.progress import track
 from bdaudit.training.resume import resumed
-from bdaudit.training.samples import largest, largest_count, losses_of
+from bdaudit.training.samples import largest, largest_of_each, losses_of
 
 
 class ASD(MixMatching):
@@ -58,7 +58,9 @@ class ASD(MixMatching):
                 loss = losses_of(fresh, train, self.name).symmetric_ce
                 keep["scores"] = -loss
                 if t < self.growing:
-                    pool = best_of_each(loss, labels, self.growth * (t // self.every))
+                    pool = largest_of_each(
+                        -loss, labels, dict.fromkeys(labels.tolist(), self.growth * (t // self.every))
+                    )
                 else:
                     by_meta = t >= self.growing + self.halving
                     fall = loss - self._virtual(fresh, f.pool.first(len(train)), spawn(rng)) if by_meta else loss
@@ -84,12 +86,6 @@ def balanced(clean: Pool, count: int, rng: torch.Generator) -> Pool:
     clean = clean.shuffled(rng)
     labels = clean.labels.cpu()
     return clean.take(torch.cat([(labels == k).nonzero().flatten()[:count] for k in sorted(set(labels.tolist()))]))
-
-
-def best_of_each(loss: Tensor, labels: Tensor, count: int) -> Tensor:
-    """Mark the rows of the smallest losses, so many of each class."""
-    marks = [largest_count(-loss, count, labels == k) for k in sorted(set(labels.tolist()))]
-    return torch.stack(marks).any(0)
 
 
 def lower_half(model: Classifier) -> list[torch.nn.Parameter]:

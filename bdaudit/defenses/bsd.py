@@ -1,6 +1,5 @@
 """BSD: bi-perspective splitting."""
 
-import math
 from collections.abc import Iterable
 from typing import Literal
 
@@ -14,8 +13,8 @@ from bdaudit.errors import one_line
 from bdaudit.hookspecs import hookimpl
 from bdaudit.inputs.classifier import Classifier
 from bdaudit.inputs.pool import Pool
-from bdaudit.ops import SampleLosses
 from bdaudit.runtime import permutation, seeded, spawn
+from bdaudit.training.clean_pool import alpha_at, completed, discrepancy, selectively_dropped, share_of_each
 from bdaudit.training.division import Division
 from bdaudit.training.isolation import Per, beyond_label, local_gradient_ascent, second_likely, votes
 from bdaudit.training.loop import Recipe, Training, batches, cross_entropy, tune
@@ -23,7 +22,7 @@ from bdaudit.training.metrics import predict_logits
 from bdaudit.training.mixmatch import SemiSupervised
 from bdaudit.training.progress import say, track
 from bdaudit.training.resume import resumed
-from bdaudit.training.samples import Distance, class_distances, largest, largest_count, losses_of
+from bdaudit.training.samples import Distance, class_distances, largest, losses_of
 
 LEARNT = 1e-4
 """Cross-entropy of a row that is learnt as well as any can be."""
@@ -124,7 +123,7 @@ class BSD(MixMatching):
                 elif t >= t1 + self.settling:
                     ratio = alpha_at((t - t1 - self.settling) / self.completing, self.alpha, self.beta)
                     on_f, on_g = (losses_of(m, train, self.name) for m in (fresh, altruistic))
-                    clean = self._split(on_f, on_g, labels, ratio, target)
+                    clean = self._split(discrepancy(on_f, on_g), labels, ratio, target)
                     if target is not None and t >= t2:
                         clean = selectively_dropped(clean, on_f, on_g, target)
                 if t >= t1 or target is not None:
@@ -215,17 +214,10 @@ class BSD(MixMatching):
         drawn[permutation(len(both), rng)[: int(both.sum())]] = True
         return {"both": both, "oss": oss, "als": als, "either": oss | als, "random": drawn}[self.init]
 
-    def _split(
-        self, on_f: SampleLosses, on_g: SampleLosses, labels: Tensor, ratio: float, target: int | None
-    ) -> Tensor:
-        """Take the share of rows with the largest discrepancy, and complete the class that has the fewest (Eq. 8)."""
-        indicator = discrepancy(on_f, on_g)
-        if self.share_of == "all":
-            clean = largest(indicator, ratio)
-        else:
-            clean = torch.zeros_like(labels, dtype=torch.bool)
-            for label in set(labels.tolist()) - {target}:
-                clean |= largest(indicator, ratio, labels == label)
+    def _split(self, indicator: Tensor, labels: Tensor, ratio: float, target: int | None) -> Tensor:
+        """Take the share of rows with the largest indicator, and complete the class that has the fewest (Eq. 8)."""
+        by_class = self.share_of == "class"
+        clean = share_of_each(indicator, labels, ratio, target) if by_class else largest(indicator, ratio)
         return completed(clean, indicator, labels, ratio) if self.completion else clean
 
     def _division(
@@ -244,14 +236,11 @@ class BSD(MixMatching):
         """
         labels = train.labels.cpu()
         on_f, on_g = (losses_of(m, train, self.name) for m in (model, altruistic))
-        clean = self._split(on_f, on_g, labels, self.alpha, target)
+        indicator = discrepancy(on_f, on_g)
+        clean = self._split(indicator, labels, self.alpha, target)
         learnt_by_g_alone = (on_g.prediction == labels) & (on_f.prediction != labels) & ~clean
         flagged = learnt_by_g_alone if target is None else learnt_by_g_alone & (labels == target)
-        scores = {
-            "discrepancy": discrepancy(on_f, on_g),
-            "altruistic_loss": on_g.symmetric_ce,
-            "main_fit": -on_f.symmetric_ce,
-        }
+        scores = {"discrepancy": indicator, "altruistic_loss": on_g.symmetric_ce, "main_fit": -on_f.symmetric_ce}
         if target is not None:
             scores["distance"] = keep["distances"]
         first = 1 + (self.warm_up if target is None else 0)
@@ -263,37 +252,6 @@ class BSD(MixMatching):
                 f"no image of {len(missing)} classes ({named}) is in the clean pool: train longer (-o iterations=...)"
             )
         return Division(clean, flagged, scores, target, history, doubt)
-
-
-def alpha_at(done: float, alpha: float, beta: float) -> float:
-    """Share of rows in the clean pool, from beta to alpha on half a cosine, when part of that time is done (Eq. 11)."""
-    return beta + (alpha - beta) * (1 - math.cos(math.pi * min(1.0, done))) / 2
-
-
-def discrepancy(on_f: SampleLosses, on_g: SampleLosses) -> Tensor:
-    """I = SCE(g) - SCE(f): small where the altruistic model learnt what the main one did not (Eq. 9); float (N,)."""
-    return on_g.symmetric_ce - on_f.symmetric_ce
-
-
-def completed(clean: Tensor, indicator: Tensor, labels: Tensor, ratio: float) -> Tensor:
-    """Add rows of the class that has the fewest clean ones: its own n' with the largest indicator (Eq. 8).
-
-    n' is the ratio of its rows, but no more than the class with the second fewest has.
-    """
-    sizes = torch.bincount(labels)
-    present = sizes.nonzero().flatten()
-    if len(present) < 2:
-        return clean
-    chosen = torch.bincount(labels[clean], minlength=len(sizes))[present]
-    fewest, second = chosen.argsort(stable=True)[:2]
-    count = min(int(ratio * sizes[present[fewest]]), int(chosen[second]))
-    return clean | largest_count(indicator, count, labels == present[fewest])
-
-
-def selectively_dropped(clean: Tensor, on_f: SampleLosses, on_g: SampleLosses, target: int) -> Tensor:
-    """Leave out the rows that both models give the target, unless that is all (Eq. 10)."""
-    kept = clean & ~((on_f.prediction == target) & (on_g.prediction == target))
-    return kept if kept.any() else clean  # an empty pool would teach nothing
 
 
 @hookimpl

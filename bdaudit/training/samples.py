@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Literal
 
 import torch
@@ -50,9 +51,12 @@ def largest(scores: Tensor, share: float, among: Tensor | None = None) -> Tensor
     return _marked(scores, rows, math.ceil(share * len(rows)))
 
 
-def largest_count(scores: Tensor, count: int, among: Tensor) -> Tensor:
-    """Mark so many rows of the largest scores among some (bool), all if there are fewer."""
-    return _marked(scores, among.nonzero().flatten(), count)
+def largest_of_each(scores: Tensor, labels: Tensor, counts: Mapping[int, int]) -> Tensor:
+    """Mark the rows of the largest scores of each label: so many of it, all if there are fewer."""
+    marked = torch.zeros(len(scores), dtype=torch.bool)
+    for label, count in counts.items():
+        marked |= _marked(scores, (labels == label).nonzero().flatten(), count)
+    return marked
 
 
 def _marked(scores: Tensor, rows: Tensor, count: int) -> Tensor:

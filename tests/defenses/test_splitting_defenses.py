@@ -12,8 +12,8 @@ from support import asr, make_tiny, poisoned
 from bdaudit import plugins
 from bdaudit.defenses import bsd
 from bdaudit.defenses.abl import ABL, drops
-from bdaudit.defenses.asd import ASD, balanced, best_of_each, lower_half
-from bdaudit.defenses.bsd import BSD, alpha_at, completed, discrepancy, selectively_dropped
+from bdaudit.defenses.asd import ASD, balanced, lower_half
+from bdaudit.defenses.bsd import BSD
 from bdaudit.defenses.d_br import DBR
 from bdaudit.defenses.d_st import DST
 from bdaudit.defenses.splitting import Splitting
@@ -22,6 +22,7 @@ from bdaudit.inputs.classifier import Classifier
 from bdaudit.inputs.pool import Pool
 from bdaudit.ops import SampleLosses
 from bdaudit.runtime import generator
+from bdaudit.training.clean_pool import alpha_at, completed, discrepancy, selectively_dropped
 from bdaudit.training.division import Division
 from bdaudit.training.isolation import ascent
 from bdaudit.training.loop import Recipe, in_steps, tune
@@ -109,15 +110,15 @@ class TestEquations:
     def test_the_share_is_of_each_class_but_the_targets_which_is_completed(self) -> None:
         """The target's gets as many as the second fewest; a share of all rows may lie in one class (Eq. 8)."""
         labels = torch.tensor([0] * 8 + [1] * 8 + [2] * 8)
-        on_f, on_g = losses([0.0] * 24), losses(list(range(24, 0, -1)))
-        of_all = BSD(share_of="all")._split(on_f, on_g, labels, 8 / 24, 2)
+        indicator = torch.arange(24.0, 0, -1)
+        of_all = BSD(share_of="all")._split(indicator, labels, 8 / 24, 2)
         assert labels[of_all].bincount(minlength=3).tolist() == [8, 0, 0]
-        of_each = BSD(completion=False)._split(on_f, on_g, labels, 0.5, 2)
+        of_each = BSD(completion=False)._split(indicator, labels, 0.5, 2)
         assert labels[of_each].bincount(minlength=3).tolist() == [4, 4, 0]
-        complete = BSD()._split(on_f, on_g, labels, 0.5, 2)
+        complete = BSD()._split(indicator, labels, 0.5, 2)
         assert labels[complete].bincount(minlength=3).tolist() == [4, 4, 4]
         assert complete[[0, 8, 16]].all(), "the best of their own"
-        without_target = BSD()._split(on_f, on_g, labels, 0.5, None)
+        without_target = BSD()._split(indicator, labels, 0.5, None)
         assert labels[without_target].bincount(minlength=3).tolist() == [4, 4, 4]
 
     def test_rows_that_both_models_give_the_target_are_dropped_whatever_their_label(self) -> None:
@@ -267,12 +268,6 @@ class TestABL:
 
 class TestASD:
     """Gao et al. 2023 (cards 3.3)."""
-
-    def test_the_pool_grows_by_the_best_fitted_of_each_class(self) -> None:
-        loss, labels = torch.tensor([3.0, 1.0, 2.0, 9.0, 8.0, 7.0]), torch.tensor([0, 0, 0, 1, 1, 1])
-        assert best_of_each(loss, labels, 0).tolist() == [False] * 6
-        assert best_of_each(loss, labels, 2).tolist() == [False, True, True, False, True, True]
-        assert best_of_each(loss, labels, 9).all()
 
     def test_seeds_are_drawn_evenly_from_the_classes(self, digits: Pool) -> None:
         clean = digits.first(100).labelled((torch.arange(100) > 95).long() + 2)

@@ -11,7 +11,7 @@ from bdaudit.errors import UsageError
 from bdaudit.inputs.pool import Pool
 from bdaudit.training.isolation import beyond_label, flooding, local_gradient_ascent, second_likely, votes
 from bdaudit.training.metrics import predict_features
-from bdaudit.training.samples import class_distances, largest, largest_count, losses_of
+from bdaudit.training.samples import class_distances, largest, largest_of_each, losses_of
 
 
 def gradient(loss: object, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
@@ -67,7 +67,14 @@ def test_shares_are_rounded_up_and_ties_go_to_the_first() -> None:
     assert largest(scores, 0.2).tolist() == [False, False, False, False, True]
     assert largest(scores, 0.2, among).tolist() == [False, True, False, False, False]
     assert largest(scores, 0.3, among).tolist() == [False, True, True, False, False]
-    assert largest_count(scores, 9, among).tolist() == among.tolist()
+
+
+def test_so_many_of_each_label_are_marked_or_all() -> None:
+    scores, labels = -torch.tensor([3.0, 1.0, 2.0, 9.0, 8.0, 7.0]), torch.tensor([0, 0, 0, 1, 1, 1])
+    assert largest_of_each(scores, labels, {0: 0, 1: 0}).tolist() == [False] * 6
+    assert largest_of_each(scores, labels, {0: 2, 1: 2}).tolist() == [False, True, True, False, True, True]
+    assert largest_of_each(scores, labels, {0: 1, 1: 9}).tolist() == [False, True, False, True, True, True]
+    assert largest_of_each(scores, labels, {1: 1}).tolist() == [False] * 5 + [True]
 
 
 def test_distances_are_to_the_centres_of_the_other_known_classes(digits: Pool) -> None:
