@@ -401,7 +401,8 @@ def _(results: Results) -> Iterator[Part]:
 
 @claim(
     "BSD T4",
-    "BSD takes 3.15 hours on CIFAR-10, where ASD takes 4.81 and DBD 11.96 (here: BSD's schedule is shorter than each)",
+    "BSD takes 3.15 hours on CIFAR-10, where ASD takes 4.81 and DBD 11.96 (here: BSD's schedule is a twentieth shorter than each, "
+    "as timings waver by less)",
     missing="Whole runs of the papers' schedules: hours are projected from short ones, for 50,000 images of Fashion-MNIST",
 )
 def _(results: Results) -> Iterator[Part]:
@@ -410,7 +411,7 @@ def _(results: Results) -> Iterator[Part]:
     for other in ("asd", "dbd"):
         if {"bsd", other} <= {*hours}:
             text = f"{rows[0]['threads']} processor threads: bsd {hours['bsd']:.1f} hours, {other} {hours[other]:.1f}"
-            yield Part(text, hours["bsd"] < hours[other])
+            yield Part(text, hours["bsd"] <= 0.95 * hours[other])
 
 
 @claim(
