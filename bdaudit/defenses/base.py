@@ -16,6 +16,7 @@ from bdaudit.errors import PluginError, UsageError
 from bdaudit.inputs.classifier import Classifier
 from bdaudit.inputs.pool import Pool
 from bdaudit.report.schema import Measurement
+from bdaudit.report.statistics import paired_change
 from bdaudit.training.augment import Augment
 from bdaudit.training.division import Division
 from bdaudit.training.loop import Recipe
@@ -143,26 +144,33 @@ class Judging(Defense):
         held, tuning = clean.shuffled(rng).split(math.ceil(self.held_out * len(clean)))
         return held, tuning
 
-    def least(self, model: Classifier, held: Pool) -> float:
-        """Say what accuracy on the held-out images is enough: little below the given model's."""
-        return accuracy(model, held).less(self.accuracy_drop)
-
     def strongest(
-        self, strengths: Iterable[float], tuned: Callable[[float], Classifier], held: Pool, least: float, what: str
+        self,
+        strengths: Iterable[float],
+        tuned: Callable[[float], Classifier],
+        suspect: Classifier,
+        held: Pool,
+        what: str,
     ) -> tuple[Classifier, float]:
-        """Tune at one strength after another, the largest first, until held-out accuracy is at least so much.
+        """Tune at one strength after another, the largest first, until no fall above `accuracy_drop` is shown.
 
-        Where it never is, the most accurate model is taken, and of equals the one of the larger strength.
+        A fall from the suspect's accuracy on the held-out images is shown where all of the paired change's 95% interval
+        lies beyond it: over few images it is mostly chance, and the doubt goes to unlearning. Where it always is, the
+        most accurate model is taken, and of equals the one of the larger strength.
         """
+        before = accuracy(suspect, held)
         tried: list[tuple[float, float, Classifier]] = []
         for strength in strengths:
             model = tuned(strength)
-            tried.append((accuracy(model, held).value, strength, model))
+            after = accuracy(model, held)
+            tried.append((after.value, strength, model))
+            change, low, high = (100 * x for x in paired_change(before, after))
             say(
-                f"{self.name}: {what} {strength:.2g}, held-out accuracy {tried[-1][0]:.3f} (wanted at least {least:.3f})"
+                f"{self.name}: {what} {strength:.2g}, held-out accuracy {after.value:.3f}, {change:+.1f} points "
+                f"({low:+.1f} to {high:+.1f}; too much where all of it is below {-100 * self.accuracy_drop:.3g})"
             )
-            if tried[-1][0] >= least:
-                break
+            if high >= -100 * self.accuracy_drop:
+                return model, strength
         _, strength, model = max(tried, key=lambda one: one[:2])
         return model, strength
 

@@ -40,17 +40,23 @@ class IBAU(Tuning, Judging):
     bound: float = option(0.18, "root mean square of the perturbation, at most", cite="ours: docs/deviations.md", gt=0)
     shrinkage: float = option(1e-3, "price of the perturbation's squared norm", cite="I-BAU", ge=0)
     fixed_points: int = option(5, "iterations that invert the inner Hessian", cite="I-BAU", ge=1)
+    accuracy_drop: float = option(
+        0.03,
+        "fall of held-out accuracy that, where shown, makes it try a smaller rate; 1: never",
+        cite="cards 8.10",
+        ge=0,
+        le=1,
+    )
     fixed_point_lr: float = option(0.01, "step of these iterations", cite="ours: docs/deviations.md; I-BAU: .1", gt=0)
 
     def purify(self, model: Classifier, clean: Pool, rng: torch.Generator) -> Classifier:
         held, tuning = self.parts(clean, rng)
-        least = self.least(model, held)
         rates = [self.lr / part for part in (1, 3, 10, 30)]
 
         def unlearnt(rate: float) -> Classifier:
             return self.unlearn(model.clone(), tuning, rate, spawn(rng))
 
-        return self.strongest(rates, unlearnt, held, least, "learning rate")[0]
+        return self.strongest(rates, unlearnt, model, held, "learning rate")[0]
 
     def unlearn(self, model: Classifier, clean: Pool, lr: float, rng: torch.Generator) -> Classifier:
         """Go through all rounds at one learning rate."""

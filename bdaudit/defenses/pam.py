@@ -42,13 +42,17 @@ class PAM(Inverting, Judging):
         0.9, "path-aware step (an L2 distance), at most", cite="SS B.2: .9 BadNets and LC, .5 Blended and SSBA", gt=0
     )
     accuracy_drop: float = option(
-        0.03, "fall of held-out accuracy for which a smaller rho is tried; 1: never", cite="cards 8.10", ge=0, le=1
+        0.03,
+        "fall of held-out accuracy that, where shown, makes it try a smaller rho; 1: never",
+        cite="cards 8.10",
+        ge=0,
+        le=1,
     )
 
     def purify(self, model: Classifier, clean: Pool, rng: torch.Generator) -> Purified:
         origin = weights_to_go_back_to(model)
         held, tuning = self.parts(clean, rng)
-        least = self.least(model, held)
+        suspect = model
         rounds: list[Reversed] = []
         rho = self.rho
         for _ in range(self.rounds):
@@ -60,7 +64,7 @@ class PAM(Inverting, Judging):
                 return tune(start.clone(), tuning, recipe, spawn(rng), loss=loss, what="pam")
 
             steps = [rho, *(smaller for smaller in SMALLER if smaller < rho)]
-            model, rho = self.strongest(steps, unlearnt, held, least, "rho")
+            model, rho = self.strongest(steps, unlearnt, suspect, held, "rho")
         return self.purified(model, rounds[0], tuning)
 
 

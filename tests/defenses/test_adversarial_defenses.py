@@ -202,7 +202,7 @@ class TestIBAU:
     def test_it_is_less_fooled_by_what_fooled_the_suspect_and_keeps_its_accuracy(
         self, suspect: Classifier, run: Run
     ) -> None:
-        """The collapse that the PL paper reports does not happen: three points of held-out accuracy are the limit."""
+        """The collapse that the PL paper reports does not happen: a rate that is shown to cost so much is not taken."""
         clean, test = run.pool("clean"), run.pool("test")
         result = IBAU(epochs=2).run({"model": suspect, "clean": clean, "rng": generator(0)})
         d = IBAU().worst(suspect.clone(), clean, generator(0))
@@ -215,12 +215,15 @@ class TestIBAU:
     def test_it_takes_the_largest_rate_that_keeps_the_accuracy(
         self, digits: Pool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
     ) -> None:
-        """Held-out accuracy .80, then .60 at the rate asked for and .78 at a third of it, on rows not tuned on."""
-        rates, tried, rows = iter([0.80, 0.60, 0.78]), [], []
+        """Held-out accuracy .80, then .69 at the rate asked for and .71 at a third of it, on rows not tuned on.
+
+        Over a hundred images nine points are not shown to be more than three, eleven are.
+        """
+        rates, tried, rows = iter([0.80, 0.69, 0.71]), [], []
 
         def accuracy_of(model: Classifier, pool: Pool) -> Rate:
             rows.append(set(pool.origin))
-            return Rate(round(100 * next(rates)), 100)
+            return Rate.of(torch.arange(100) < round(100 * next(rates)))
 
         def unlearn(self: IBAU, model: Classifier, clean: Pool, lr: float, rng: torch.Generator) -> Classifier:
             assert not rows[0] & set(clean.origin)
@@ -232,7 +235,7 @@ class TestIBAU:
         with progress_shown():
             IBAU(lr=3e-3).run({"model": make_tiny(), "clean": digits.first(100), "rng": generator(0)})
         assert tried == pytest.approx([3e-3, 1e-3])
-        assert "i-bau: learning rate 0.001, held-out accuracy 0.780 (wanted at least 0.770)" in capsys.readouterr().err
+        assert "i-bau: learning rate 0.001, held-out accuracy 0.710, -9.0 points" in capsys.readouterr().err
         assert [len(r) for r in rows] == [20] * 3
 
 

@@ -162,13 +162,13 @@ def test_pam_tunes_batchnorms_statistics_but_does_not_move_them_along_the_path(d
 def test_pam_takes_the_largest_step_that_keeps_the_accuracy(
     digits: Pool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Held-out accuracy .80, then .60 at rho .9, .76 at .7, .78 at .5: three points allow .5, the last tried."""
-    rates = iter([0.80, 0.60, 0.76, 0.78])
+    """Held-out accuracy .80, then .60 at rho .9, .69 at .7, .75 at .5: .5 is not shown to cost over three."""
+    rates = iter([0.80, 0.60, 0.69, 0.75])
     rows: list[set[str]] = []
 
     def accuracy_of(model: Classifier, pool: Pool) -> Rate:
         rows.append(set(pool.origin))
-        return Rate(round(100 * next(rates)), 100)
+        return Rate.of(torch.arange(100) < round(100 * next(rates)))
 
     def trained_on(model: Classifier, pool: Pool, *args: object, **kwargs: object) -> Classifier:
         assert not rows[0] & set(pool.origin)
@@ -180,7 +180,7 @@ def test_pam_takes_the_largest_step_that_keeps_the_accuracy(
         PAM.parse({**PAM.quick_options, "rounds": 1}).run(
             {"model": make_tiny(), "clean": digits.first(100), "rng": generator(0)}
         )
-    assert "pam: rho 0.5, held-out accuracy 0.780" in capsys.readouterr().err
+    assert "pam: rho 0.5, held-out accuracy 0.750" in capsys.readouterr().err
     assert [len(r) for r in rows] == [20] * 4
 
 
