@@ -55,6 +55,7 @@ class BSD(MixMatching):
             "ascent": "image",
             "approximate": "lga",
             "share_of": "all",
+            "even": False,
             "decay": 0,
             "altruistic_epochs": 25,
             "altruistic_steps": 1,
@@ -89,9 +90,12 @@ class BSD(MixMatching):
     distance: Distance = option("min", "OSS: from the nearest class, on average, from the farthest", cite="BSD E.2")
     init: Init = option("both", "first pool: OSS and ALS, one of them, either, or random rows", cite="BSD Eq. 3")
     completion: bool = option(True, "add rows of the class with the fewest", cite="BSD Eq. 8")
-    share_of: Literal["class", "all"] = option(
-        "class", "what alpha is a share of: each class but the target's, or all rows", cite="ours; BSD Eq. 8: all"
+    share_of: Literal["target", "class", "all"] = option(
+        "target",
+        "what alpha is a share of: the target's class (others are clean then), each class, or all rows",
+        cite="ours; BSD Eq. 8: all",
     )
+    even: bool = option(True, "deal labelled images as if every class had as many in the clean pool", cite="ours")
     all2all: bool = option(False, "take each class for the target in turn, and drop nothing", cite="BSD A.5")
 
     def purify(self, fresh: Classifier, train: Pool, rng: torch.Generator) -> Purified:
@@ -102,9 +106,10 @@ class BSD(MixMatching):
         labels = train.labels.cpu()
         warm_rng, oss_rng, rng = (spawn(rng) for _ in range(3))
         altruistic, target, doubt = self._warm_altruistic(fresh.clone(), train, warm_rng)
+        sure = None if doubt else target  # where the target is doubtful, other classes are not clean either
         t1, t2 = self.warm_up, self.warm_up + self.settling + self.completing
         t3 = t2 if target is None else t2 + self.dropping
-        f = SemiSupervised(fresh, train, self.mixmatch(train, t3), t3, rng)
+        f = SemiSupervised(fresh, train, self.mixmatch(train, t3, even=self.even), t3, rng)
         recipe = self._recipe(train, t2)
         g = Training(altruistic, recipe, recipe.steps(len(train)))
         keep = {
@@ -123,7 +128,7 @@ class BSD(MixMatching):
                 elif t >= t1 + self.settling:
                     ratio = alpha_at((t - t1 - self.settling) / self.completing, self.alpha, self.beta)
                     on_f, on_g = (losses_of(m, train, self.name) for m in (fresh, altruistic))
-                    clean = self._split(discrepancy(on_f, on_g), labels, ratio, target)
+                    clean = self._split(discrepancy(on_f, on_g), labels, ratio, sure)
                     if target is not None and t >= t2:
                         clean = selectively_dropped(clean, on_f, on_g, target)
                 if t >= t1 or target is not None:
@@ -194,7 +199,7 @@ class BSD(MixMatching):
         """Warm a model up without each class in turn, and take the rows that all of them take for clean (A.5)."""
         clean = torch.ones(len(train), dtype=torch.bool)
         for target in range(fresh.num_classes):
-            f = SemiSupervised(fresh.clone(), train, self.mixmatch(train, ramp), self.warm_up, rng)
+            f = SemiSupervised(fresh.clone(), train, self.mixmatch(train, ramp, even=self.even), self.warm_up, rng)
             what = f"bsd: without class {target}"
             with seeded(rng), track(what, self.warm_up * self.iterations) as advance:
                 for _ in resumed(what, self.warm_up, rng, {"f": f.training}, {}, advance):
@@ -216,8 +221,12 @@ class BSD(MixMatching):
 
     def _split(self, indicator: Tensor, labels: Tensor, ratio: float, target: int | None) -> Tensor:
         """Take the share of rows with the largest indicator, and complete the class that has the fewest (Eq. 8)."""
-        by_class = self.share_of == "class"
-        clean = share_of_each(indicator, labels, ratio, target) if by_class else largest(indicator, ratio)
+        if self.share_of == "all":
+            clean = largest(indicator, ratio)
+        elif self.share_of == "target" and target is not None:
+            clean = labels != target
+        else:
+            clean = share_of_each(indicator, labels, ratio, target)
         return completed(clean, indicator, labels, ratio) if self.completion else clean
 
     def _division(
@@ -237,7 +246,7 @@ class BSD(MixMatching):
         labels = train.labels.cpu()
         on_f, on_g = (losses_of(m, train, self.name) for m in (model, altruistic))
         indicator = discrepancy(on_f, on_g)
-        clean = self._split(indicator, labels, self.alpha, target)
+        clean = self._split(indicator, labels, self.alpha, None if doubt else target)
         learnt_by_g_alone = (on_g.prediction == labels) & (on_f.prediction != labels) & ~clean
         flagged = learnt_by_g_alone if target is None else learnt_by_g_alone & (labels == target)
         scores = {"discrepancy": indicator, "altruistic_loss": on_g.symmetric_ce, "main_fit": -on_f.symmetric_ce}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 import torch
@@ -24,7 +25,7 @@ class MixMatch:
     iterations: steps in an epoch, each of `batch_size` rows with and as many without labels. views: augmentations of
     a row without label, whose mean prediction, sharpened by `temperature`, becomes its label. beta: of the mixing
     weights' Beta(beta, beta). weight: lambda_u, reached after `ramp` epochs. decay: last part of all epochs, over which
-    the learning rate falls to zero.
+    the learning rate falls to zero. even: deal labelled rows as if each class among them had as many.
     """
 
     iterations: int = 1024
@@ -36,6 +37,7 @@ class MixMatch:
     weight: float = 15.0
     ramp: int = 120
     decay: float = 0.0
+    even: bool = False
     augment: Augment = field(default_factory=Augment)
 
 
@@ -58,7 +60,8 @@ class SemiSupervised:
         how, rng = self.how, self.rng
         if not labelled.any():
             raise UsageError("no image is left to learn with its label: every row of the training set is suspected")
-        deal = endless(self.pool, rng, how.augment, labelled.nonzero().flatten())
+        rows = labelled.nonzero().flatten()
+        deal = endless(self.pool, rng, how.augment, evened(rows, self.pool.labels.cpu()) if how.even else rows)
         rest = (~labelled).nonzero().flatten()
         deal_rest = endless(self.pool, rng, None, rest) if len(rest) else None
 
@@ -93,6 +96,13 @@ def mixmatch_loss(
         return supervised
     error: Tensor = (logits[len(x) :].softmax(1) - targets[len(x) :]).square().mean()
     return supervised + weight * error
+
+
+def evened(rows: Tensor, labels: Tensor) -> Tensor:
+    """Repeat rows of classes with fewer until each has as many as the largest; int64 (M,). labels: of all rows."""
+    classes = [rows[labels[rows] == label] for label in sorted(set(labels[rows].tolist()))]
+    most = max(map(len, classes))
+    return torch.cat([own.repeat(math.ceil(most / len(own)))[:most] for own in classes])
 
 
 @torch.no_grad()

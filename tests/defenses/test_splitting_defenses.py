@@ -107,19 +107,21 @@ class TestEquations:
         chosen = completed(largest(indicator, 9 / 24), indicator, labels, 9 / 24)
         assert labels[chosen].bincount(minlength=3).tolist() == [8, 1, 1]
 
-    def test_the_share_is_of_each_class_but_the_targets_which_is_completed(self) -> None:
-        """The target's gets as many as the second fewest; a share of all rows may lie in one class (Eq. 8)."""
+    def test_the_share_is_of_the_targets_class_or_of_each_or_of_all(self) -> None:
+        """The target's class is completed (Eq. 8), others are clean; a share of all rows may lie in one class."""
         labels = torch.tensor([0] * 8 + [1] * 8 + [2] * 8)
         indicator = torch.arange(24.0, 0, -1)
-        of_all = BSD(share_of="all")._split(indicator, labels, 8 / 24, 2)
-        assert labels[of_all].bincount(minlength=3).tolist() == [8, 0, 0]
-        of_each = BSD(completion=False)._split(indicator, labels, 0.5, 2)
-        assert labels[of_each].bincount(minlength=3).tolist() == [4, 4, 0]
-        complete = BSD()._split(indicator, labels, 0.5, 2)
-        assert labels[complete].bincount(minlength=3).tolist() == [4, 4, 4]
-        assert complete[[0, 8, 16]].all(), "the best of their own"
-        without_target = BSD()._split(indicator, labels, 0.5, None)
-        assert labels[without_target].bincount(minlength=3).tolist() == [4, 4, 4]
+
+        def counts(defense: BSD, ratio: float, target: int | None) -> list[int]:
+            return labels[defense._split(indicator, labels, ratio, target)].bincount(minlength=3).tolist()
+
+        assert counts(BSD(), 0.5, 2) == [8, 8, 4]
+        assert BSD()._split(indicator, labels, 0.5, 2)[16:20].all(), "the best of its own"
+        assert counts(BSD(completion=False), 0.5, 2) == [8, 8, 0]
+        assert counts(BSD(share_of="class"), 0.5, 2) == [4, 4, 4]
+        assert counts(BSD(share_of="class", completion=False), 0.5, 2) == [4, 4, 0]
+        assert counts(BSD(share_of="all"), 8 / 24, 2) == [8, 0, 0]
+        assert counts(BSD(), 0.5, None) == [4, 4, 4], "all-to-all, or nobody knows"
 
     def test_rows_that_both_models_give_the_target_are_dropped_whatever_their_label(self) -> None:
         """Eq. 10; and the indicator is SCE(g) - SCE(f) (Eq. 9)."""
@@ -148,6 +150,9 @@ class TestEquations:
         assert division.clean.tolist() == [True, False, False, True, False, True]
         assert division.flagged.tolist() == [False, True, False, False, False, False]
         assert list(division.history) == [1, 2]
+        sure, doubtful = (BSD(alpha=0.5)._division(f, g, train, 3, keep, doubt) for doubt in ("", "few votes"))
+        assert sure.clean.tolist() == [True, False, True, True, False, True], "all of other labels, the best of its own"
+        assert doubtful.clean.tolist() == [True, False, False, True, True, True], "the best of each"
         everywhere = BSD(alpha=0.5, share_of="all", completion=False)._division(f, g, train, None, keep, "")
         assert everywhere.flagged.tolist() == [False, True, True, False, False, False]
         assert "distance" not in everywhere.scores
@@ -179,8 +184,8 @@ class TestBSD:
         model, division = BSD.parse(SHORT_BSD).divide(make_tiny("small_cnn:width=8"), rows.pool, generator(0))
         assert division.target == target
         assert asr(model, trigger, test, target) < 0.05
-        assert accuracy(model, test).value > 0.75
-        assert accuracy(model, test.take(test.labels == target)).value > 0.5, "the class that it is warmed up without"
+        assert accuracy(model, test).value > 0.9
+        assert accuracy(model, test.take(test.labels == target)).value > 0.8, "the class that it is warmed up without"
         base = rows.poisoned.float().mean()
         assert rows.poisoned[division.clean].float().mean() < base / 5
         assert rows.poisoned[division.flagged].float().mean() > 0.5

@@ -14,7 +14,7 @@ from bdaudit.runtime import generator
 from bdaudit.training import mixmatch
 from bdaudit.training.augment import Augment
 from bdaudit.training.metrics import accuracy, predict_logits
-from bdaudit.training.mixmatch import MixMatch, SemiSupervised, guess, mix, mixmatch_loss, sharpen
+from bdaudit.training.mixmatch import MixMatch, SemiSupervised, evened, guess, mix, mixmatch_loss, sharpen
 
 
 def test_sharpening_raises_to_the_inverse_temperature() -> None:
@@ -100,6 +100,23 @@ def test_only_labelled_rows_give_their_labels(digits: Pool, monkeypatch: pytest.
     rest = {row.numpy().tobytes() for row in pool.images[~labelled]}
     for _, views in seen:
         assert all(row.numpy().tobytes() in rest for row in views.flatten(0, 1))
+
+
+def test_classes_with_fewer_labelled_rows_are_dealt_as_often(digits: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One row of class 0, two of 2, four of 1: a third of what is dealt each; and nothing is dealt that is not in."""
+    labels = torch.tensor([0, 2, 1, 1, 2, 1, 1, 1, 0])
+    rows = torch.tensor([0, 1, 2, 3, 4, 5, 6])
+    assert evened(rows, labels).tolist() == [0, 0, 0, 0, 2, 3, 5, 6, 1, 4, 1, 4]
+    seen: list[torch.Tensor] = []
+
+    def spy(model: Classifier, x: torch.Tensor, y: torch.Tensor, *_: object) -> torch.Tensor:
+        seen.append(y)
+        return model(x).sum()
+
+    monkeypatch.setattr(mixmatch, "mixmatch_loss", spy)
+    how = MixMatch(iterations=3, batch_size=4, even=True)
+    SemiSupervised(make_tiny(), digits.first(9).labelled(labels), how, 1, generator(0)).epoch(torch.arange(9) < 7)
+    assert torch.cat(seen).bincount(minlength=3).tolist() == [4, 4, 4]
 
 
 def test_it_learns_from_few_labels_grows_surer_of_the_other_rows_and_repeats(digits: Pool) -> None:
