@@ -35,8 +35,9 @@ class BSD(MixMatching):
 
     BSD, Algorithm 1. The main model f learns a clean pool by MixMatch, the altruistic model g everything. The pool
     starts with the rows that f, warmed up without the target's class, finds far from the others (OSS, Eq. 4 to 6) and
-    g finds hard (ALS, Eq. 7); then it follows I = SCE(g) - SCE(f) (Eq. 9) with class completion (Eq. 8), and at last,
-    if `dropping`, goes without the rows that both give the target (Eq. 10).
+    g finds hard (ALS, Eq. 7); then it follows I = SCE(g) - SCE(f) (Eq. 9) with class completion (Eq. 8), unless told
+    otherwise in the target's class alone; at last, if `dropping`, it goes without the rows that both give the target
+    (Eq. 10).
     """
 
     name = "bsd"

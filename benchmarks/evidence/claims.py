@@ -348,13 +348,9 @@ def _(results: Results) -> Iterator[Part]:
             yield Part(text, small.mean <= usual.mean + 0.02 <= large.mean + 0.04 and large.mean >= small.mean + 0.01)
 
 
-SHORT = "12 epochs of 128 steps, where the paper has 120 of 1,024: accuracy is what is missing, ASR is not (benchmarks/README.md)"
-
-
 @claim(
     "BSD T1, T2",
     "BSD reaches a DER of 99 on dirty-label attacks and of 98 on clean-label ones (here: at least 95)",
-    cause=SHORT,
     missing="Other attacks",
 )
 def _(results: Results) -> Iterator[Part]:
@@ -364,7 +360,6 @@ def _(results: Results) -> Iterator[Part]:
 @claim(
     "BSD T1, T2",
     "BSD's C-ACC is about that of no defense (here: at most 3 points are lost)",
-    cause=SHORT,
     missing="Other attacks",
 )
 def _(results: Results) -> Iterator[Part]:
@@ -373,12 +368,10 @@ def _(results: Results) -> Iterator[Part]:
 
 @claim(
     "BSD T5",
-    "without initialisation BSD leaves ASR of 92 to 100% (here: at least 50)",
-    cause="One epoch of 128 steps on the first pool, where the paper has ten of 1,024, is likely too short to learn the trigger",
-    missing="A longer stay on the first pool",
+    "without initialisation BSD leaves ASR of 92 to 100% (here: at least 50, after four epochs on the first pool)",
 )
 def _(results: Results) -> Iterator[Part]:
-    yield from bounded(results, ("bsd init=random",), least=0.5)
+    yield from bounded(results, ("bsd init=random settling=4",), least=0.5)
 
 
 @claim("BSD T5", "without class completion BSD loses 5 points of C-ACC (here: at least 1)")
@@ -389,7 +382,7 @@ def _(results: Results) -> Iterator[Part]:
             yield Part(f"{attack}: bsd {whole}, without completion {rate}", whole.mean - rate.mean >= 0.01)
 
 
-@claim("BSD T14", "BSD is harmless without an attack (here: at most 3 points of C-ACC are lost)", cause=SHORT)
+@claim("BSD T14", "BSD is harmless without an attack (here: at most 3 points of C-ACC are lost)")
 def _(results: Results) -> Iterator[Part]:
     for row in results.of("innocent"):
         if row["defense"] == "bsd":
