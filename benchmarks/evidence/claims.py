@@ -382,7 +382,11 @@ def _(results: Results) -> Iterator[Part]:
             yield Part(f"{attack}: bsd {whole}, without completion {rate}", whole.mean - rate.mean >= 0.01)
 
 
-@claim("BSD T14", "BSD is harmless without an attack (here: at most 3 points of C-ACC are lost)")
+@claim(
+    "BSD T14",
+    "BSD is harmless without an attack (here: at most 3 points of C-ACC are lost)",
+    cause="The class that is taken for the target pays: of bags, two fifths are never learnt with their labels, and 97% become 51%",
+)
 def _(results: Results) -> Iterator[Part]:
     for row in results.of("innocent"):
         if row["defense"] == "bsd":
