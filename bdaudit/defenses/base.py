@@ -144,6 +144,18 @@ class Judging(Defense):
         held, tuning = clean.shuffled(rng).split(math.ceil(self.held_out * len(clean)))
         return held, tuning
 
+
+class Grading(Judging):
+    """Options shared by the defenses that go as far as no loss of accuracy is shown, from the largest strength down."""
+
+    accuracy_drop: float = option(
+        0.03,
+        "fall of held-out accuracy that, where shown, makes it try a smaller strength; 1: never",
+        cite="cards 8.10",
+        ge=0,
+        le=1,
+    )
+
     def strongest(
         self,
         strengths: Iterable[float],

@@ -107,7 +107,6 @@ class BSD(MixMatching):
         labels = train.labels.cpu()
         warm_rng, oss_rng, rng = (spawn(rng) for _ in range(3))
         altruistic, target, doubt = self._warm_altruistic(fresh.clone(), train, warm_rng)
-        sure = None if doubt else target  # where the target is doubtful, other classes are not clean either
         t1, t2 = self.warm_up, self.warm_up + self.settling + self.completing
         t3 = t2 if target is None else t2 + self.dropping
         f = SemiSupervised(fresh, train, self.mixmatch(train, t3, even=self.even), t3, rng)
@@ -129,7 +128,7 @@ class BSD(MixMatching):
                 elif t >= t1 + self.settling:
                     ratio = alpha_at((t - t1 - self.settling) / self.completing, self.alpha, self.beta)
                     on_f, on_g = (losses_of(m, train, self.name) for m in (fresh, altruistic))
-                    clean = self._split(discrepancy(on_f, on_g), labels, ratio, sure)
+                    clean = self._split(discrepancy(on_f, on_g), labels, ratio, target, doubt)
                     if target is not None and t >= t2:
                         clean = selectively_dropped(clean, on_f, on_g, target)
                 if t >= t1 or target is not None:
@@ -220,8 +219,10 @@ class BSD(MixMatching):
         drawn[permutation(len(both), rng)[: int(both.sum())]] = True
         return {"both": both, "oss": oss, "als": als, "either": oss | als, "random": drawn}[self.init]
 
-    def _split(self, indicator: Tensor, labels: Tensor, ratio: float, target: int | None) -> Tensor:
+    def _split(self, indicator: Tensor, labels: Tensor, ratio: float, target: int | None, doubt: str) -> Tensor:
         """Take the share of rows with the largest indicator, and complete the class that has the fewest (Eq. 8)."""
+        if doubt:
+            target = None  # other classes may be the poisoned one
         if self.share_of == "all":
             clean = largest(indicator, ratio)
         elif self.share_of == "target" and target is not None:
@@ -247,7 +248,7 @@ class BSD(MixMatching):
         labels = train.labels.cpu()
         on_f, on_g = (losses_of(m, train, self.name) for m in (model, altruistic))
         indicator = discrepancy(on_f, on_g)
-        clean = self._split(indicator, labels, self.alpha, None if doubt else target)
+        clean = self._split(indicator, labels, self.alpha, target, doubt)
         learnt_by_g_alone = (on_g.prediction == labels) & (on_f.prediction != labels) & ~clean
         flagged = learnt_by_g_alone if target is None else learnt_by_g_alone & (labels == target)
         scores = {"discrepancy": indicator, "altruistic_loss": on_g.symmetric_ce, "main_fit": -on_f.symmetric_ce}

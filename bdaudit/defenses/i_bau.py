@@ -8,7 +8,7 @@ from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from bdaudit.contract import option
-from bdaudit.defenses.base import Defense, Judging, Tuning
+from bdaudit.defenses.base import Defense, Grading, Tuning
 from bdaudit.hookspecs import hookimpl
 from bdaudit.inputs.classifier import Classifier
 from bdaudit.inputs.pool import Pool
@@ -17,7 +17,7 @@ from bdaudit.training.implicit import through_solution
 from bdaudit.training.loop import batches, tune
 
 
-class IBAU(Tuning, Judging):
+class IBAU(Tuning, Grading):
     """Unlearn the one perturbation that fools the model on most images, foreseeing how it would change in turn.
 
     Zeng et al., ICLR 2022, Algorithm 1: min over w of max over d of E CE(f(x + d), y). In each round d is found by
@@ -40,13 +40,6 @@ class IBAU(Tuning, Judging):
     bound: float = option(0.18, "root mean square of the perturbation, at most", cite="ours: docs/deviations.md", gt=0)
     shrinkage: float = option(1e-3, "price of the perturbation's squared norm", cite="I-BAU", ge=0)
     fixed_points: int = option(5, "iterations that invert the inner Hessian", cite="I-BAU", ge=1)
-    accuracy_drop: float = option(
-        0.03,
-        "fall of held-out accuracy that, where shown, makes it try a smaller rate; 1: never",
-        cite="cards 8.10",
-        ge=0,
-        le=1,
-    )
     fixed_point_lr: float = option(0.01, "step of these iterations", cite="ours: docs/deviations.md; I-BAU: .1", gt=0)
 
     def purify(self, model: Classifier, clean: Pool, rng: torch.Generator) -> Classifier:

@@ -6,7 +6,7 @@ from functools import partial
 import torch
 
 from bdaudit.contract import option
-from bdaudit.defenses.base import Defense, Judging, Purified
+from bdaudit.defenses.base import Defense, Grading, Purified
 from bdaudit.defenses.inverting import Inverting
 from bdaudit.hookspecs import hookimpl
 from bdaudit.inputs.classifier import Classifier
@@ -20,7 +20,7 @@ SMALLER = (0.7, 0.5, 0.3, 0.1)
 """Path-aware steps that are tried where the largest costs too much accuracy (SS Table 10)."""
 
 
-class PAM(Inverting, Judging):
+class PAM(Inverting, Grading):
     """Unlearn a reversed trigger at a point on the way back to the backdoored model, so that it does not return.
 
     Superficial Safety, section 4.2, Eq. 3 and Algorithm 1: W <- W - lr * grad CE(f(W~; x), y), taken at
@@ -40,13 +40,6 @@ class PAM(Inverting, Judging):
 
     rho: float = option(
         0.9, "path-aware step (an L2 distance), at most", cite="SS B.2: .9 BadNets and LC, .5 Blended and SSBA", gt=0
-    )
-    accuracy_drop: float = option(
-        0.03,
-        "fall of held-out accuracy that, where shown, makes it try a smaller rho; 1: never",
-        cite="cards 8.10",
-        ge=0,
-        le=1,
     )
 
     def purify(self, model: Classifier, clean: Pool, rng: torch.Generator) -> Purified:

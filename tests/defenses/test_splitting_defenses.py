@@ -112,16 +112,17 @@ class TestEquations:
         labels = torch.tensor([0] * 8 + [1] * 8 + [2] * 8)
         indicator = torch.arange(24.0, 0, -1)
 
-        def counts(defense: BSD, ratio: float, target: int | None) -> list[int]:
-            return labels[defense._split(indicator, labels, ratio, target)].bincount(minlength=3).tolist()
+        def counts(defense: BSD, ratio: float, target: int | None, doubt: str = "") -> list[int]:
+            return labels[defense._split(indicator, labels, ratio, target, doubt)].bincount(minlength=3).tolist()
 
         assert counts(BSD(), 0.5, 2) == [8, 8, 4]
-        assert BSD()._split(indicator, labels, 0.5, 2)[16:20].all(), "the best of its own"
+        assert BSD()._split(indicator, labels, 0.5, 2, "")[16:20].all(), "the best of its own"
         assert counts(BSD(completion=False), 0.5, 2) == [8, 8, 0]
         assert counts(BSD(share_of="class"), 0.5, 2) == [4, 4, 4]
         assert counts(BSD(share_of="class", completion=False), 0.5, 2) == [4, 4, 0]
         assert counts(BSD(share_of="all"), 8 / 24, 2) == [8, 0, 0]
-        assert counts(BSD(), 0.5, None) == [4, 4, 4], "all-to-all, or nobody knows"
+        assert counts(BSD(), 0.5, None) == [4, 4, 4], "all-to-all"
+        assert counts(BSD(), 0.5, 2, "few votes") == [4, 4, 4]
 
     def test_rows_that_both_models_give_the_target_are_dropped_whatever_their_label(self) -> None:
         """Eq. 10; and the indicator is SCE(g) - SCE(f) (Eq. 9)."""
