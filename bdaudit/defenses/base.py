@@ -16,7 +16,7 @@ from bdaudit.errors import PluginError, UsageError
 from bdaudit.inputs.classifier import Classifier
 from bdaudit.inputs.pool import Pool
 from bdaudit.report.schema import Measurement
-from bdaudit.report.statistics import paired_change
+from bdaudit.report.statistics import Z_ONE_SIDED, paired_change
 from bdaudit.training.augment import Augment
 from bdaudit.training.division import Division
 from bdaudit.training.loop import Recipe
@@ -166,9 +166,9 @@ class Grading(Judging):
     ) -> tuple[Classifier, float]:
         """Tune at one strength after another, the largest first, until no fall above `accuracy_drop` is shown.
 
-        A fall from the suspect's accuracy on the held-out images is shown where all of the paired change's 95% interval
-        lies beyond it: over few images it is mostly chance, and the doubt goes to unlearning. Where it always is, the
-        most accurate model is taken, and of equals the one of the larger strength.
+        A fall from the suspect's accuracy on the held-out images is shown where the paired change's upper 95% bound lies
+        beyond it: over few images it is mostly chance, and the doubt goes to unlearning. Where it always is, the most
+        accurate model is taken, and of equals the one of the larger strength.
         """
         before = accuracy(suspect, held)
         tried: list[tuple[float, float, Classifier]] = []
@@ -176,10 +176,10 @@ class Grading(Judging):
             model = tuned(strength)
             after = accuracy(model, held)
             tried.append((after.value, strength, model))
-            change, low, high = (100 * x for x in paired_change(before, after))
+            change, _, high = (100 * x for x in paired_change(before, after, Z_ONE_SIDED))
             say(
                 f"{self.name}: {what} {strength:.2g}, held-out accuracy {after.value:.3f}, {change:+.1f} points "
-                f"({low:+.1f} to {high:+.1f}; too much where all of it is below {-100 * self.accuracy_drop:.3g})"
+                f"(at most {high:+.1f} at 95%; too much below {-100 * self.accuracy_drop:.3g})"
             )
             if high >= -100 * self.accuracy_drop:
                 return model, strength

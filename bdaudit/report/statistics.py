@@ -16,6 +16,9 @@ from bdaudit.training.metrics import Rate
 Z = statistics.NormalDist().inv_cdf(0.975)
 """Two-sided 95%."""
 
+Z_ONE_SIDED = statistics.NormalDist().inv_cdf(0.95)
+"""One-sided 95%: where only one side of a bound is asked after."""
+
 BLOCK = 1 << 22
 REPLICATES = 2000
 """Of a bootstrap: its ends then move by about a tenth of a standard error from seed to seed."""
@@ -94,13 +97,16 @@ def mcnemar(before: Rate, after: Rate) -> float:
     return min(1.0, 2 * tail / (1 << tosses))
 
 
-def paired_change(before: Rate, after: Rate) -> tuple[float, float, float]:
-    """Change of a rate over the same images, with its 95% interval (Bonett and Price 2012, Eq. 7)."""
+def paired_change(before: Rate, after: Rate, z: float = Z) -> tuple[float, float, float]:
+    """Change of a rate over the same images, with its 95% interval (Bonett and Price 2012, Eq. 7).
+
+    z: standard errors on each side; `Z_ONE_SIDED` makes each end a one-sided 95% bound.
+    """
     lost, won = _discordant(before, after)
     n = before.n
     p_lost, p_won = (lost + 1) / (n + 2), (won + 1) / (n + 2)
     centre = p_won - p_lost
-    half = Z * math.sqrt((p_won + p_lost - centre**2) / (n + 2))
+    half = z * math.sqrt((p_won + p_lost - centre**2) / (n + 2))
     value = (won - lost) / n
     return value, max(-1.0, min(centre - half, value)), min(1.0, max(centre + half, value))
 

@@ -162,13 +162,16 @@ def test_pam_tunes_batchnorms_statistics_but_does_not_move_them_along_the_path(d
 def test_pam_takes_the_largest_step_that_keeps_the_accuracy(
     digits: Pool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Held-out accuracy .80, then .60 at rho .9, .69 at .7, .75 at .5: .5 is not shown to cost over three."""
-    rates = iter([0.80, 0.60, 0.69, 0.75])
+    """Held-out accuracy .80, then .60 at rho .9, .70 at .7, .75 at .5: .5 is not shown to cost over three.
+
+    At .7 twelve images are lost and two won, whose one-sided 95% bound is a fall of 3.6 points (two-sided: 2.4).
+    """
+    hits = iter([range(80), range(60), range(12, 82), range(75)])
     rows: list[set[str]] = []
 
     def accuracy_of(model: Classifier, pool: Pool) -> Rate:
         rows.append(set(pool.origin))
-        return Rate.of(torch.arange(100) < round(100 * next(rates)))
+        return Rate.of(torch.isin(torch.arange(100), torch.tensor([*next(hits)])))
 
     def trained_on(model: Classifier, pool: Pool, *args: object, **kwargs: object) -> Classifier:
         assert not rows[0] & set(pool.origin)
