@@ -166,9 +166,9 @@ class Grading(Judging):
     ) -> tuple[Classifier, float]:
         """Tune at one strength after another, the largest first, until no fall above `accuracy_drop` is shown.
 
-        A fall from the suspect's accuracy on the held-out images is shown where the paired change's upper 95% bound lies
-        beyond it: over few images it is mostly chance, and the doubt goes to unlearning. Where it always is, the most
-        accurate model is taken, and of equals the one of the larger strength.
+        A fall from the suspect's accuracy on the held-out images is shown where even the upper 95% bound of the change
+        lies beyond it: over few images it is mostly chance, and the doubt goes to unlearning. Where it always is, the
+        most accurate model is taken, and of equals the one of the larger strength.
         """
         before = accuracy(suspect, held)
         tried: list[tuple[float, float, Classifier]] = []
