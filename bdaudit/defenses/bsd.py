@@ -132,7 +132,8 @@ class BSD(MixMatching):
                     if target is not None and t >= t2:
                         clean = selectively_dropped(clean, on_f, on_g, target)
                 if t >= t1 or target is not None:
-                    f.epoch(clean, advance, f"bsd: epoch {t + 1} of {t3}")
+                    others = unseen(clean) if t < t1 else None
+                    f.epoch(clean, advance, f"bsd: epoch {t + 1} of {t3}", others=others)
                     keep |= {"clean": clean, "history": torch.cat([keep["history"], clean[None]])}
                 if t < t2:
                     g.epoch(batches(f.pool, g.recipe.batch_for(len(train)), rng, g.recipe.augment))
@@ -203,7 +204,8 @@ class BSD(MixMatching):
             what = f"bsd: without class {target}"
             with seeded(rng), track(what, self.warm_up * self.iterations) as advance:
                 for _ in resumed(what, self.warm_up, rng, {"f": f.training}, {}, advance):
-                    f.epoch(train.labels.cpu() != target, advance)
+                    known = train.labels.cpu() != target
+                    f.epoch(known, advance, others=unseen(known))
             clean &= self._oss(f.training.model, train, target)[0]
         return clean
 
@@ -263,6 +265,11 @@ class BSD(MixMatching):
                 f"no image of {len(missing)} classes ({named}) is in the clean pool: train longer (-o iterations=...)"
             )
         return Division(clean, flagged, scores, target, history, doubt)
+
+
+def unseen(labelled: Tensor) -> Tensor:
+    """Learn no row without its label: guessed ones would teach a warm-up that the target's images are of others."""
+    return torch.zeros_like(labelled)
 
 
 @hookimpl

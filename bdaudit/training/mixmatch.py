@@ -51,8 +51,14 @@ class SemiSupervised:
         recipe = Recipe(epochs, how.lr, how.batch_size, optimizer="adam", schedule=falling_at_last(how.decay))
         self.training = Training(model, recipe, epochs * how.iterations)
 
-    def epoch(self, labelled: Tensor, advance: Advance = still, what: str = "") -> None:
-        """Train for an epoch; labelled: bool (N,), on the CPU, the rows whose labels are learnt, as `what` says."""
+    def epoch(
+        self, labelled: Tensor, advance: Advance = still, what: str = "", *, others: Tensor | None = None
+    ) -> None:
+        """Train for an epoch.
+
+        labelled: bool (N,), on the CPU, the rows whose labels are learnt, as `what` says. others: bool (N,), those
+        learnt without their labels, by default all that are left.
+        """
         said = f"{int(labelled.sum()):,} of {len(labelled):,} images in the clean pool"
         if what:
             say(f"{what}: {said}")
@@ -62,7 +68,7 @@ class SemiSupervised:
             raise UsageError("no image is left to learn with its label: every row of the training set is suspected")
         rows = labelled.nonzero().flatten()
         deal = endless(self.pool, rng, how.augment, evened(rows, self.pool.labels.cpu()) if how.even else rows)
-        rest = (~labelled).nonzero().flatten()
+        rest = (~labelled if others is None else others).nonzero().flatten()
         deal_rest = endless(self.pool, rng, None, rest) if len(rest) else None
 
         def loss(model: Classifier, x: Tensor, y: Tensor) -> Tensor:

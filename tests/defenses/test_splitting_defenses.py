@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 import torch
 from support import asr, make_tiny, poisoned
+from torch import Tensor
+from torch.nn import functional as F
 
 from bdaudit import plugins
 from bdaudit.defenses import bsd
@@ -27,6 +29,7 @@ from bdaudit.training.division import Division
 from bdaudit.training.isolation import ascent
 from bdaudit.training.loop import Recipe, in_steps, tune
 from bdaudit.training.metrics import accuracy, predict
+from bdaudit.training.mixmatch import SemiSupervised
 from bdaudit.training.samples import largest, losses_of
 
 SHORT_BSD = {
@@ -192,6 +195,36 @@ class TestBSD:
         assert rows.poisoned[division.flagged].float().mean() > 0.5
         assert division.flagged[rows.poisoned].float().mean() > 0.8
         assert not (division.clean & division.flagged).any()
+
+    def test_a_class_taken_for_the_target_where_nothing_is_poisoned_is_learnt_like_the_others(
+        self, parts: tuple[Pool, Pool], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Table 14. With guessed labels in the warm-up, that it is of the others, the class stayed at a fifth."""
+        (train, test), accused = parts, 8
+        monkeypatch.setattr(BSD, "_votes", lambda *args: F.one_hot(torch.tensor(accused), 10))
+        options = {**SHORT_BSD, "dropping": 0}
+        model, division = BSD.parse(options).divide(make_tiny("small_cnn:width=8"), train, generator(0))
+        assert (division.target, division.doubt) == (accused, "")
+        assert accuracy(model, test).value > 0.9
+        assert accuracy(model, test.take(test.labels == accused)).value > 0.8
+
+    def test_the_warm_up_sees_nothing_of_the_target(self, digits: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
+        """BSD 4.1.1: what is of the target's class stays unknown, be it with labels or without; later rows are seen."""
+        seen: list[tuple[Tensor, Tensor | None]] = []
+        old = SemiSupervised.epoch
+
+        def look(self: SemiSupervised, labelled: Tensor, *args: Any, others: Tensor | None = None, **kw: Any) -> None:
+            seen.append((labelled, others))
+            old(self, labelled, *args, others=others, **kw)
+
+        monkeypatch.setattr(SemiSupervised, "epoch", look)
+        train = digits.first(100)
+        defense = BSD.parse({**BSD.quick_options, "warm_up": 2})
+        _, division = defense.divide(make_tiny(), train, generator(0))
+        for labelled, others in seen[:2]:
+            assert torch.equal(labelled, train.labels != division.target)
+            assert others is not None and not others.any()
+        assert [others for _, others in seen[2:]] == [None] * 3
 
     def test_all_to_all_takes_every_class_for_the_target_in_turn(
         self, digits: Pool, monkeypatch: pytest.MonkeyPatch
