@@ -83,6 +83,9 @@ class BSD(MixMatching):
     )
     isolated: float = option(0.01, "share of rows, the best-learnt, that vote", cite="BSD 4.1.1", gt=0, le=1)
     warm_up: int = option(3, "epochs of f without the target's class (T1)", cite="BSD C.4: 20", ge=1)
+    warm_up_guesses: bool = option(
+        False, "learn the target's images in the warm-up too, by guessed labels", cite="BSD 4.1.1: no; Alg. 1: maybe"
+    )
     settling: int = option(1, "epochs on the first pools", cite="BSD C.4: 10", ge=1)
     completing: int = option(8, "epochs with class completion (until T2)", cite="BSD C.4: 60", ge=1)
     dropping: int = option(0, "epochs with selective dropping (until T3)", cite="ours; BSD C.4: 30", ge=0)
@@ -132,7 +135,7 @@ class BSD(MixMatching):
                     if target is not None and t >= t2:
                         clean = selectively_dropped(clean, on_f, on_g, target)
                 if t >= t1 or target is not None:
-                    others = unseen(clean) if t < t1 else None
+                    others = self._others(clean) if t < t1 else None
                     f.epoch(clean, advance, f"bsd: epoch {t + 1} of {t3}", others=others)
                     keep |= {"clean": clean, "history": torch.cat([keep["history"], clean[None]])}
                 if t < t2:
@@ -205,9 +208,13 @@ class BSD(MixMatching):
             with seeded(rng), track(what, self.warm_up * self.iterations) as advance:
                 for _ in resumed(what, self.warm_up, rng, {"f": f.training}, {}, advance):
                     known = train.labels.cpu() != target
-                    f.epoch(known, advance, others=unseen(known))
+                    f.epoch(known, advance, others=self._others(known))
             clean &= self._oss(f.training.model, train, target)[0]
         return clean
+
+    def _others(self, known: Tensor) -> Tensor:
+        """Choose what a warm-up learns without labels: nothing, as guesses teach that the target's are of others."""
+        return ~known if self.warm_up_guesses else torch.zeros_like(known)
 
     def _als(self, altruistic: Classifier, train: Pool) -> Tensor:
         """Take the rows of the largest losses for clean: g learns what is poisoned first (Eq. 7)."""
@@ -265,11 +272,6 @@ class BSD(MixMatching):
                 f"no image of {len(missing)} classes ({named}) is in the clean pool: train longer (-o iterations=...)"
             )
         return Division(clean, flagged, scores, target, history, doubt)
-
-
-def unseen(labelled: Tensor) -> Tensor:
-    """Learn no row without its label: guessed ones would teach a warm-up that the target's images are of others."""
-    return torch.zeros_like(labelled)
 
 
 @hookimpl
