@@ -2,7 +2,7 @@
 
     python -m benchmarks.defenses RUN [RUN ...] --json FILE [--defense "NAME option=value ..." ...] [--clean 200 500]
         [--eps 0 0.1 0.1,0] [--flagged 108] [--ra]
-    python -m benchmarks.defenses --table FILE [FILE ...]
+    python -m benchmarks.defenses --table FILE [FILE ...] [--defense ...]
 
 Every option of a defense is at its default unless it is named; without --defense, all that tune a given model. Each is
 handed what it asks for out of: so many clean images, so many flagged ones, the target, the trigger for those that know
@@ -46,10 +46,11 @@ AXES = ("run", "clean", "eps", "flagged", "seed", "defense")
 def main() -> None:
     """Measure what is missing, or print the table of what was measured."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--defense", nargs="+", default=tuning_defenses(), metavar='"NAME option=value ..."')
+    parser.add_argument("--defense", nargs="+", metavar='"NAME option=value ..."')
     args = with_pools(parser)
     if args:
-        measure_all(args, {spec: plugins.get("defense", named(spec)[0]).parse(named(spec)[1]) for spec in args.defense})
+        specs = args.defense or tuning_defenses()
+        measure_all(args, {spec: plugins.get("defense", named(spec)[0]).parse(named(spec)[1]) for spec in specs})
 
 
 def with_pools(parser: argparse.ArgumentParser) -> argparse.Namespace | None:
@@ -65,7 +66,8 @@ def with_pools(parser: argparse.ArgumentParser) -> argparse.Namespace | None:
     parser.add_argument("--table", type=Path, nargs="+", metavar="FILE")
     args = parser.parse_args()
     if args.table:
-        print(table(rows_of(*args.table)))
+        named_ones = getattr(args, "defense", None)  # a caller may have no such option
+        print(table([row for row in rows_of(*args.table) if not named_ones or row["defense"] in ("", *named_ones)]))
         return None
     if not args.runs or not args.json:
         parser.error("give run folders and --json, or --table")
@@ -149,7 +151,7 @@ def table(rows: list[dict[str, Any]]) -> str:
     figures = [key for key in ("c_acc", "o_asr", "p_asr", "der") if any(key in row for row in rows)]
     columns = list(product(dict.fromkeys(row["attack"] for row in rows), figures))
     lines = []
-    for place in dict.fromkeys((row["defense"], row["clean"], row["eps"]) for row in rows):
+    for place in sorted({(row["defense"], row["clean"], row["eps"]) for row in rows}, key=str):
         of = [row for row in rows if (row["defense"], row["clean"], row["eps"]) == place]
         found = [
             spread(100 * row[key] for row in of if row["attack"] == attack and key in row) for attack, key in columns
