@@ -19,7 +19,7 @@ from bdaudit.training.division import Division
 from bdaudit.training.isolation import Per, beyond_label, local_gradient_ascent, second_likely, votes
 from bdaudit.training.loop import Recipe, Training, batches, cross_entropy, tune
 from bdaudit.training.metrics import predict_logits
-from bdaudit.training.mixmatch import SemiSupervised
+from bdaudit.training.mixmatch import MixMatch, SemiSupervised
 from bdaudit.training.progress import say, track
 from bdaudit.training.resume import resumed
 from bdaudit.training.samples import Distance, class_distances, largest, losses_of
@@ -57,6 +57,7 @@ class BSD(MixMatching):
             "approximate": "lga",
             "share_of": "all",
             "even": False,
+            "accompanied": False,
             "decay": 0,
             "altruistic_epochs": 25,
             "altruistic_steps": 1,
@@ -100,6 +101,9 @@ class BSD(MixMatching):
         cite="ours; BSD Eq. 8: all",
     )
     even: bool = option(True, "deal labelled images as if every class had as many in the clean pool", cite="ours")
+    accompanied: bool = option(
+        True, "guess labels of suspected images among as many of the clean pool, which BatchNorm needs", cite="ours"
+    )
     all2all: bool = option(False, "take each class for the target in turn, and drop nothing", cite="BSD A.5")
 
     def purify(self, fresh: Classifier, train: Pool, rng: torch.Generator) -> Purified:
@@ -112,7 +116,7 @@ class BSD(MixMatching):
         altruistic, target, doubt = self._warm_altruistic(fresh.clone(), train, warm_rng)
         t1, t2 = self.warm_up, self.warm_up + self.settling + self.completing
         t3 = t2 if target is None else t2 + self.dropping
-        f = SemiSupervised(fresh, train, self.mixmatch(train, t3, even=self.even), t3, rng)
+        f = SemiSupervised(fresh, train, self._learning(train, t3), t3, rng)
         recipe = self._recipe(train, t2)
         g = Training(altruistic, recipe, recipe.steps(len(train)))
         keep = {
@@ -141,6 +145,9 @@ class BSD(MixMatching):
                 if t < t2:
                     g.epoch(batches(f.pool, g.recipe.batch_for(len(train)), rng, g.recipe.augment))
         return fresh, self._division(fresh, altruistic, train, target, keep, doubt)
+
+    def _learning(self, train: Pool, ramp: int) -> MixMatch:
+        return self.mixmatch(train, ramp, even=self.even, accompanied=self.accompanied)
 
     def _recipe(self, train: Pool, epochs: int) -> Recipe:
         return Recipe(
@@ -203,7 +210,7 @@ class BSD(MixMatching):
         """Warm a model up without each class in turn, and take the rows that all of them take for clean (A.5)."""
         clean = torch.ones(len(train), dtype=torch.bool)
         for target in range(fresh.num_classes):
-            f = SemiSupervised(fresh.clone(), train, self.mixmatch(train, ramp, even=self.even), self.warm_up, rng)
+            f = SemiSupervised(fresh.clone(), train, self._learning(train, ramp), self.warm_up, rng)
             what = f"bsd: without class {target}"
             with seeded(rng), track(what, self.warm_up * self.iterations) as advance:
                 for _ in resumed(what, self.warm_up, rng, {"f": f.training}, {}, advance):

@@ -155,7 +155,7 @@ class MixMatching(Splitting):
     unlabelled: float = option(15.0, "weight of the loss on guessed labels, once it has risen", cite="BSD C.6", ge=0)
 
     @final
-    def mixmatch(self, train: Pool, ramp: int, *, even: bool = False) -> MixMatch:
+    def mixmatch(self, train: Pool, ramp: int, *, even: bool = False, accompanied: bool = False) -> MixMatch:
         """Turn the options into MixMatch's; ramp: epochs until guessed labels have their full weight."""
         return MixMatch(
             iterations=self.iterations,
@@ -168,5 +168,6 @@ class MixMatching(Splitting):
             ramp=ramp,
             decay=self.decay,
             even=even,
+            accompanied=accompanied,
             augment=self.augment(train),
         )

@@ -25,7 +25,9 @@ class MixMatch:
     iterations: steps in an epoch, each of `batch_size` rows with and as many without labels. views: augmentations of
     a row without label, whose mean prediction, sharpened by `temperature`, becomes its label. beta: of the mixing
     weights' Beta(beta, beta). weight: lambda_u, reached after `ramp` epochs. decay: last part of all epochs, over which
-    the learning rate falls to zero. even: deal labelled rows as if each class among them had as many.
+    the learning rate falls to zero. even: deal labelled rows as if each class among them had as many. accompanied: deal
+    about as many labelled rows among those without (all, where they are fewer), since BatchNorm takes from features
+    what a whole batch has in common, and suspected rows may be of one class.
     """
 
     iterations: int = 1024
@@ -38,6 +40,7 @@ class MixMatch:
     ramp: int = 120
     decay: float = 0.0
     even: bool = False
+    accompanied: bool = False
     augment: Augment = field(default_factory=Augment)
 
 
@@ -69,6 +72,8 @@ class SemiSupervised:
         rows = labelled.nonzero().flatten()
         deal = endless(self.pool, rng, how.augment, evened(rows, self.pool.labels.cpu()) if how.even else rows)
         rest = (~labelled if others is None else others).nonzero().flatten()
+        if how.accompanied and len(rest):
+            rest = torch.cat([rest.repeat(max(1, round(len(rows) / len(rest)))), rows])
         deal_rest = endless(self.pool, rng, None, rest) if len(rest) else None
 
         def loss(model: Classifier, x: Tensor, y: Tensor) -> Tensor:

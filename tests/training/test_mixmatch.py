@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import pytest
 import torch
 from support import make_tiny
@@ -100,6 +102,25 @@ def test_only_labelled_rows_give_their_labels(digits: Pool, monkeypatch: pytest.
     rest = {row.numpy().tobytes() for row in pool.images[~labelled]}
     for _, views in seen:
         assert all(row.numpy().tobytes() in rest for row in views.flatten(0, 1))
+
+
+@pytest.mark.parametrize(("known", "turns"), [(30, 3), (10, 1)])
+def test_suspected_rows_are_accompanied_by_as_many_labelled_ones(
+    known: int, turns: int, digits: Pool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All 30 once and the 10 others three times; or, where those are more, each row once."""
+    seen: list[torch.Tensor] = []
+
+    def spy(model: Classifier, x: torch.Tensor, y: torch.Tensor, views: list[torch.Tensor], *_: object) -> torch.Tensor:
+        seen.append(views[0])
+        return model(x).sum()
+
+    monkeypatch.setattr(mixmatch, "mixmatch_loss", spy)
+    pool, others = digits.first(40), 40 - known
+    how = MixMatch(iterations=known + turns * others, batch_size=1, accompanied=True)
+    SemiSupervised(make_tiny(), pool, how, 1, generator(0)).epoch(torch.arange(40) < known)
+    dealt = Counter(row.numpy().tobytes() for row in torch.cat(seen))
+    assert [dealt[row.numpy().tobytes()] for row in pool.images] == [1] * known + [turns] * others
 
 
 def test_classes_with_fewer_labelled_rows_are_dealt_as_often(digits: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
