@@ -20,7 +20,7 @@ from bdaudit.report.statistics import Z_ONE_SIDED, paired_change
 from bdaudit.training.augment import Augment
 from bdaudit.training.division import Division
 from bdaudit.training.loop import Recipe
-from bdaudit.training.metrics import accuracy
+from bdaudit.training.metrics import ROUNDING, accuracy
 from bdaudit.training.progress import say
 
 
@@ -145,16 +145,22 @@ class Judging(Defense):
         return held, tuning
 
 
-class Grading(Judging):
-    """Options shared by the defenses that go as far as no loss of accuracy is shown, from the largest strength down."""
+JudgedBy = Literal["estimate", "bound"]
 
-    accuracy_drop: float = option(
-        0.03,
-        "fall of held-out accuracy that, where shown, makes it try a smaller strength; 1: never",
-        cite="cards 8.10",
-        ge=0,
-        le=1,
+
+def judged_by(default: JudgedBy) -> Any:
+    """Make the option that says which fall of accuracy counts."""
+    return option(
+        default,
+        "what must not exceed accuracy_drop: the fall that is measured, or what 95% confidence shows of it",
+        cite="ours: docs/deviations.md",
     )
+
+
+class Grading(Judging):
+    """Options shared by the defenses that go as far as accuracy allows, from the largest strength down."""
+
+    judged_by: JudgedBy = judged_by("estimate")
 
     def strongest(
         self,
@@ -164,11 +170,11 @@ class Grading(Judging):
         held: Pool,
         what: str,
     ) -> tuple[Classifier, float]:
-        """Tune at one strength after another, the largest first, until no fall above `accuracy_drop` is shown.
+        """Tune at one strength after another, the largest first, until accuracy falls by no more than `accuracy_drop`.
 
-        A fall from the suspect's accuracy on the held-out images is shown where even the upper 95% bound of the change
-        lies beyond it: over few images it is mostly chance, and the doubt goes to unlearning. Where it always is, the
-        most accurate model is taken, and of equals the one of the larger strength.
+        The fall is that from the suspect's accuracy on the held-out images. By its bound, the least fall that 95%
+        confidence leaves: over few images a fall is mostly chance, and the doubt goes to unlearning. Where every
+        strength costs more, the most accurate model is taken, and of equals the one of the larger strength.
         """
         before = accuracy(suspect, held)
         tried: list[tuple[float, float, Classifier]] = []
@@ -176,12 +182,13 @@ class Grading(Judging):
             model = tuned(strength)
             after = accuracy(model, held)
             tried.append((after.value, strength, model))
-            change, _, high = (100 * x for x in paired_change(before, after, Z_ONE_SIDED))
+            change, _, high = paired_change(before, after, Z_ONE_SIDED)
+            judged, said = (high, f", at most {100 * high:+.1f} at 95%") if self.judged_by == "bound" else (change, "")
             say(
-                f"{self.name}: {what} {strength:.2g}, held-out accuracy {after.value:.3f}, {change:+.1f} points "
-                f"(at most {high:+.1f} at 95%; too much below {-100 * self.accuracy_drop:.3g})"
+                f"{self.name}: {what} {strength:.2g}, held-out accuracy {after.value:.3f}, {100 * change:+.1f} points"
+                f"{said} (too much below {-100 * self.accuracy_drop:.3g})"
             )
-            if high >= -100 * self.accuracy_drop:
+            if judged >= -self.accuracy_drop - ROUNDING:
                 return model, strength
         _, strength, model = max(tried, key=lambda one: one[:2])
         return model, strength

@@ -8,7 +8,7 @@ from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from bdaudit.contract import option
-from bdaudit.defenses.base import Defense, Grading, Tuning
+from bdaudit.defenses.base import Defense, Grading, JudgedBy, Tuning, judged_by
 from bdaudit.hookspecs import hookimpl
 from bdaudit.inputs.classifier import Classifier
 from bdaudit.inputs.pool import Pool
@@ -39,6 +39,7 @@ class IBAU(Tuning, Grading):
     ascent_lr: float = option(10.0, "learning rate of the ascent on the perturbation", cite="I-BAU", gt=0)
     bound: float = option(0.18, "root mean square of the perturbation, at most", cite="ours: docs/deviations.md", gt=0)
     shrinkage: float = option(1e-3, "price of the perturbation's squared norm", cite="I-BAU", ge=0)
+    judged_by: JudgedBy = judged_by("bound")
     fixed_points: int = option(5, "iterations that invert the inner Hessian", cite="I-BAU", ge=1)
     fixed_point_lr: float = option(0.01, "step of these iterations", cite="ours: docs/deviations.md; I-BAU: .1", gt=0)
 
