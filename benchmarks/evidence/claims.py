@@ -348,6 +348,10 @@ def _(results: Results) -> Iterator[Part]:
             yield Part(text, small.mean <= usual.mean + 0.02 <= large.mean + 0.04 and large.mean >= small.mean + 0.01)
 
 
+EARLIER_BSD = "warm_up_guesses=true accompanied=false"
+"""BSD as the parts of its Table 5 were measured: its suspected rows were learnt by other rules since."""
+
+
 @claim(
     "BSD T1, T2",
     "BSD reaches a DER of 99 on dirty-label attacks and of 98 on clean-label ones (here: at least 95)",
@@ -371,22 +375,19 @@ def _(results: Results) -> Iterator[Part]:
     "without initialisation BSD leaves ASR of 92 to 100% (here: at least 50, after four epochs on the first pool)",
 )
 def _(results: Results) -> Iterator[Part]:
-    yield from bounded(results, ("bsd init=random settling=4",), least=0.5)
+    yield from bounded(results, (f"bsd init=random settling=4 {EARLIER_BSD}",), least=0.5)
 
 
 @claim("BSD T5", "without class completion BSD loses 5 points of C-ACC (here: at least 1)")
 def _(results: Results) -> Iterator[Part]:
     for attack in results.attacks:
-        whole, rate = (results.after(attack, spec, "c_acc") for spec in ("bsd", "bsd completion=false"))
+        specs = (f"bsd {EARLIER_BSD}", f"bsd completion=false {EARLIER_BSD}")
+        whole, rate = (results.after(attack, spec, "c_acc") for spec in specs)
         if whole and rate:
             yield Part(f"{attack}: bsd {whole}, without completion {rate}", whole.mean - rate.mean >= 0.01)
 
 
-@claim(
-    "BSD T14",
-    "BSD is harmless without an attack (here: at most 3 points of C-ACC are lost)",
-    cause="The class that is taken for the target pays: of bags, two fifths are never learnt with their labels, and 97% become 51%",
-)
+@claim("BSD T14", "BSD is harmless without an attack (here: at most 3 points of C-ACC are lost)")
 def _(results: Results) -> Iterator[Part]:
     for row in results.of("innocent"):
         if row["defense"] == "bsd":
