@@ -215,11 +215,11 @@ class TestIBAU:
     def test_it_takes_the_largest_rate_that_keeps_the_accuracy(
         self, digits: Pool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
     ) -> None:
-        """Held-out accuracy .80, then .69 at the rate asked for and .71 at a third of it, on rows not tuned on.
+        """Held-out accuracy .80, then .71 at the rate asked for and .72 at a third of it, on rows not tuned on.
 
-        Over a hundred images nine points are not shown to be more than three, eleven are.
+        Over a hundred images eight points are not shown to be more than three, on one side, and nine are.
         """
-        rates, tried, rows = iter([0.80, 0.69, 0.71]), [], []
+        rates, tried, rows = iter([0.80, 0.71, 0.72]), [], []
 
         def accuracy_of(model: Classifier, pool: Pool) -> Rate:
             rows.append(set(pool.origin))
@@ -235,7 +235,7 @@ class TestIBAU:
         with progress_shown():
             IBAU(lr=3e-3).run({"model": make_tiny(), "clean": digits.first(100), "rng": generator(0)})
         assert tried == pytest.approx([3e-3, 1e-3])
-        assert "i-bau: learning rate 0.001, held-out accuracy 0.710, -9.0 points" in capsys.readouterr().err
+        assert "i-bau: learning rate 0.001, held-out accuracy 0.720, -8.0 points" in capsys.readouterr().err
         assert [len(r) for r in rows] == [20] * 3
 
 
