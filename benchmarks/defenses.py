@@ -2,7 +2,7 @@
 
     python -m benchmarks.defenses RUN [RUN ...] --json FILE [--defense "NAME option=value ..." ...] [--clean 200 500]
         [--eps 0 0.1 0.1,0] [--flagged 108] [--ra]
-    python -m benchmarks.defenses --table FILE [FILE ...] [--defense ...]
+    python -m benchmarks.defenses --table FILE [FILE ...] [--defense ...] [--clean 500]
 
 Every option of a defense is at its default unless it is named; without --defense, all that tune a given model. Each is
 handed what it asks for out of: so many clean images, so many flagged ones, the target, the trigger for those that know
@@ -56,7 +56,7 @@ def main() -> None:
 def with_pools(parser: argparse.ArgumentParser) -> argparse.Namespace | None:
     """Add what says which pools and runs to measure on, and parse; None if a table was asked for and printed."""
     parser.add_argument("runs", nargs="*", type=Path)
-    parser.add_argument("--clean", nargs="+", type=int, default=[500])
+    parser.add_argument("--clean", nargs="+", type=int, help="clean images (default: 500; in a table: all there are)")
     parser.add_argument("--eps", nargs="+", type=shares, default=[Contamination()])
     parser.add_argument("--flagged", type=int, default=108)
     parser.add_argument("--images", type=int, default=2000, help="test images to measure on, at most")
@@ -67,8 +67,10 @@ def with_pools(parser: argparse.ArgumentParser) -> argparse.Namespace | None:
     args = parser.parse_args()
     if args.table:
         named_ones = getattr(args, "defense", None)  # a caller may have no such option
-        print(table([row for row in rows_of(*args.table) if not named_ones or row["defense"] in ("", *named_ones)]))
+        rows = [row for row in rows_of(*args.table) if not args.clean or row["clean"] in args.clean]
+        print(table([row for row in rows if not named_ones or row["defense"] in ("", *named_ones)]))
         return None
+    args.clean = args.clean or [500]
     if not args.runs or not args.json:
         parser.error("give run folders and --json, or --table")
     return args

@@ -1,6 +1,7 @@
 """Choose a defense's defaults where its paper gives none, without looking at any test image.
 
-    python -m benchmarks.sweep DEFENSE RUN [RUN ...] [--set NAME=VALUE,VALUE ...] [--seeds N] [--json FILE]
+    python -m benchmarks.sweep DEFENSE RUN [RUN ...] [--set NAME=VALUE,VALUE ...] [--clean N] [--seeds N]
+        [--json FILE]
 
 For each run folder and each setting: purify (with half of the flagged images, where the defense takes any), then
 measure what a developer may choose by: clean accuracy on clean images kept back, and the share of flagged images
@@ -31,6 +32,7 @@ def main() -> None:
     parser.add_argument("defense")
     parser.add_argument("runs", nargs="+", type=Path)
     parser.add_argument("--set", nargs="+", default=[], metavar="NAME=VALUE,VALUE")
+    parser.add_argument("--clean", type=int, help="clean images to tune on (default: all of the run's pool)")
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
@@ -38,14 +40,15 @@ def main() -> None:
     settings = [dict(zip(grid, values, strict=True)) for values in product(*(v.split(",") for v in grid.values()))]
     rows: list[dict[str, Any]] = []
     for folder, setting, seed in product(args.runs, settings, range(args.seeds)):
-        rows.append({"run": folder.name} | setting | {"seed": seed} | measure(args.defense, folder, setting, seed))
+        measured = measure(args.defense, folder, setting, args.clean, seed)
+        rows.append({"run": folder.name, "clean": args.clean} | setting | {"seed": seed} | measured)
         print(rows[-1], flush=True)
         if args.json:
             args.json.write_text(json.dumps(rows, indent=1) + "\n")
     print(tabulate(rows, headers="keys", floatfmt=".4g"))
 
 
-def measure(name: str, folder: Path, setting: dict[str, str], seed: int) -> dict[str, float]:
+def measure(name: str, folder: Path, setting: dict[str, str], size: int | None, seed: int) -> dict[str, float]:
     """Purify one run's model with one setting."""
     run = open_run(folder)
     suspect = api.load(run.model_path).classifier
@@ -54,7 +57,9 @@ def measure(name: str, folder: Path, setting: dict[str, str], seed: int) -> dict
     used, kept = run.pool("flagged").labelled(target).split(len(run.pool("flagged")) // 2)
     test = run.pool("test")
     start = time.perf_counter()
-    available = {"model": suspect, "clean": run.pool("clean"), "malicious": used, "rng": generator(seed)}
+    clean = run.pool("clean")
+    clean = clean if size is None else clean.sample(size, generator(seed))
+    available = {"model": suspect, "clean": clean, "malicious": used, "rng": generator(seed)}
     model = plugins.get("defense", name).parse(setting).run(available)
     seconds = time.perf_counter() - start
     return {
