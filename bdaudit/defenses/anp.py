@@ -53,7 +53,7 @@ def adversarial(masked: Masked, eps: float, steps: int, alpha: float, rng: torch
         for _ in range(steps):
             noise = [d.requires_grad_() for d in noise]
             with masked.noisy(noise):
-                gradients = torch.autograd.grad(cross_entropy(model, x, y), noise)
+                gradients = torch.autograd.grad(cross_entropy(model, x, y), noise, materialize_grads=True)
             noise = [d.detach() + eps / steps * g.sign() for d, g in zip(noise, gradients, strict=True)]
         return noise
 

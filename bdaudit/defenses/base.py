@@ -140,7 +140,11 @@ class Judging(Defense):
     held_out: float = option(0.2, "share of the clean images held out to judge by", cite="ours", gt=0, lt=1)
 
     def parts(self, clean: Pool, rng: torch.Generator) -> tuple[Pool, Pool]:
-        """Cut the clean images into those to judge by and those to tune on."""
+        """Cut the clean images into those to judge by and those to tune on, one at least of each."""
+        if len(clean) < 2:
+            raise UsageError(
+                f"{self.name} holds out a part of the clean images to judge by, and needs at least 2 of them"
+            )
         held, tuning = clean.shuffled(rng).split(math.ceil(self.held_out * len(clean)))
         return held, tuning
 

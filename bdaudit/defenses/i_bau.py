@@ -92,7 +92,9 @@ class IBAU(Tuning, Grading):
 
     def project(self, d: Tensor) -> Tensor:
         """Shrink a perturbation to its bound."""
-        return d * (self.bound / d.square().mean().sqrt().clamp(min=self.bound))
+        # A sure model's gradients are so small that their squares are 0: there a root has no slope, and a norm has 0.
+        rms: Tensor = torch.linalg.vector_norm(d) / d.numel() ** 0.5
+        return d * (self.bound / rms.clamp(min=self.bound))
 
 
 @hookimpl

@@ -62,7 +62,7 @@ class Inverting(Tuning):
     @final
     def reverse_again(self, model: Classifier, clean: Pool, rounds: list[Reversed], rng: torch.Generator) -> Reversed:
         """Reverse a trigger, starting from that of the last round, and add it to the rounds."""
-        rounds.append(reverse(model, clean, self.reversal(), spawn(rng), rounds[-1] if rounds else None))
+        rounds.append(reverse(model, clean, self.reversal(), spawn(rng), rounds))
         return rounds[-1]
 
     def purified(self, model: Classifier, found: Reversed, clean: Pool) -> Purified:

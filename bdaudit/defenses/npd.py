@@ -27,6 +27,9 @@ class NPD(Tuning):
     name = "npd"
 
     epochs: int = option(20, "passes over the clean pool", cite="NPD: 50", ge=1)
+    crop: int = option(
+        0, "random crop after padding by so many pixels; -1: an eighth of colour images", cite="BackdoorBench", ge=-1
+    )
     from_end: int = option(2, "which convolution it stands behind, counted from the end", cite="ours", ge=1)
     bound: float = option(3.0, "L2 norm of the change of an image in [0, 1], at most", cite="NPD", gt=0)
     step: float = option(0.1, "sign step of the inner problem", cite="NPD", gt=0)

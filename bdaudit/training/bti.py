@@ -6,6 +6,7 @@ Xu et al., "Towards Reliable and Efficient Backdoor Trigger Reversal via Decoupl
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -92,12 +93,12 @@ class Generator(nn.Module):
 
 
 def reverse(
-    model: Classifier, clean: Pool, how: Reversal, rng: torch.Generator, before: Reversed | None = None
+    model: Classifier, clean: Pool, how: Reversal, rng: torch.Generator, before: Sequence[Reversed] = ()
 ) -> Reversed:
     """Decouple the benign features, train a generator that changes only the others, and see where its images go.
 
-    model: is left as it was, and looked at in eval mode. before: what an earlier round found; its generator is
-    trained on, towards its target.
+    model: is left as it was, and looked at in eval mode. before: what earlier rounds found; the generator of
+    the last is trained on, towards the target of the first, which the suspect itself showed.
     """
     frozen = Runtime.of(model.device).place(model.clone()).eval().requires_grad_(False)
     split = Split(frozen)
@@ -105,8 +106,8 @@ def reverse(
     features = split.features_of(pool.images)
     mask = benign_mask(split, features, pool.labels, how, rng)
     with seeded(rng):
-        generator = copy.deepcopy(before.generator) if before else Generator(frozen, how.width).to(model.device)
-    target = None if before is None else before.target
+        generator = copy.deepcopy(before[-1].generator) if before else Generator(frozen, how.width).to(model.device)
+    target = before[0].target if before else None
     deal = endless_rows(len(pool), rng)
 
     def loss() -> Tensor:

@@ -101,7 +101,10 @@ def invert(
     runtime.place(frozen)
     lone = [c for c in range(model.num_classes) for pool in (rows, held_out) if not (pool.labels != c).any()]
     if lone:
-        raise UsageError(f"trigger inversion needs clean images of other classes than {lone[0]}, to search and to test")
+        raise UsageError(
+            f"trigger inversion needs clean images of other classes than {lone[0]}, among the {len(rows)} to search with "
+            f"and among the {len(held_out)} held out to test with"
+        )
     values = rows.shape[0] * rows.shape[1] * rows.shape[2]
     together = max(1, min(MOST_IMAGES, MOST_VALUES // values) // search.batch_size)
     groups = torch.split(torch.arange(model.num_classes), together)

@@ -71,8 +71,9 @@ class Recipe:
         return min(self.batch_size, max(16, math.ceil(n / self.min_steps)))
 
     def steps(self, n: int) -> int:
-        """Steps in all, for a pool of n."""
-        return self.epochs * math.ceil(n / self.batch_for(n))
+        """Steps in all, for a pool of n: as many batches as `batches` deals, which leaves out a last one of one row."""
+        size = self.batch_for(n)
+        return self.epochs * max(1, math.ceil(n / size) - (n % size == 1))
 
     def factor(self, step: int, steps: int) -> float:
         """Learning rate at a step, as a share of `lr`."""

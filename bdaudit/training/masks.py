@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils import parametrize
+from torch.overrides import TorchFunctionMode
 
 from bdaudit.inputs.classifier import Classifier
 from bdaudit.inputs.pool import Pool
@@ -130,34 +132,63 @@ def prune(model: Classifier, masks: Mapping[str, Tensor], held_out: Pool, drop: 
     return model
 
 
-def convolutions_before(model: Classifier) -> dict[str, nn.Conv2d]:
+def convolutions_before(model: Classifier, *, alone: bool = False) -> dict[str, nn.Conv2d]:
     """Map each BatchNorm layer that takes a convolution's output as it is to that convolution.
 
     Found by running the model, since the order of registration misleads: in pre-activation networks it pairs
-    layers that sums lie between.
+    layers that sums lie between. alone: only where nothing else reads that output, as such a network's shortcuts do.
     """
     outputs: list[tuple[nn.Conv2d, Tensor, int]] = []
     pairs: dict[str, nn.Conv2d] = {}
+    shared: set[nn.Conv2d] = set()
+    within: list[str] = []
 
     def note(conv: nn.Module, _: object, out: Tensor) -> None:
         assert isinstance(conv, nn.Conv2d)
         outputs.append((conv, out, out._version))
 
     def look(name: str, x: Tensor) -> None:
+        within.append(name)
         # The version tells whether an operation in place came between.
         for conv, out, version in outputs:
             if out is x and out._version == version:
+                shared.update({conv} if conv in pairs.values() else ())
                 pairs[name] = conv
+
+    def leave(*_: object) -> None:
+        within.pop()
+
+    def read(values: list[object]) -> None:
+        if not within:
+            shared.update(conv for conv, out, _ in outputs if any(value is out for value in values))
 
     hooks = [m.register_forward_hook(note) for m in model.modules() if isinstance(m, nn.Conv2d)]
     for name, layer in batchnorms(model).items():
         hooks.append(layer.register_forward_pre_hook(lambda _, args, name=name: look(name, args[0])))
+        hooks.append(layer.register_forward_hook(leave))
     was_training = model.training
     try:
-        with torch.no_grad():
+        with torch.no_grad(), Reading(read):
             model.eval()(torch.zeros(1, *model.preprocessing.shape, device=model.device))
     finally:
         model.train(was_training)
         for hook in hooks:
             hook.remove()
-    return pairs
+    return {name: conv for name, conv in pairs.items() if not (alone and conv in shared)}
+
+
+class Reading(TorchFunctionMode):
+    """Tells what every function of torch that makes tensors was given, in lists or not, while this is entered."""
+
+    def __init__(self, note: Callable[[list[object]], None]) -> None:
+        super().__init__()
+        self.note = note
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: object, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        made = func(*args, **(kwargs or {}))
+        if isinstance(made, (Tensor, tuple, list)):  # not a look at shapes or versions
+            given = (*args, *(kwargs or {}).values())
+            self.note([v for value in given for v in (value if isinstance(value, (tuple, list)) else [value])])
+        return made

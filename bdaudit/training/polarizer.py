@@ -13,10 +13,11 @@ from bdaudit.training.masks import batchnorms, convolutions_before
 def places(model: Classifier) -> list[str]:
     """Name the BatchNorm layers that a polarizer fits behind, in the order in which they run.
 
-    The convolution before them has to read all channels, so that it can give any mixture of those that it gives.
+    The convolution before them has to read all channels, so that it can give any mixture of those that it gives, and
+    nothing else may read what it gives.
     """
     layers = batchnorms(model)
-    found = convolutions_before(model).items()
+    found = convolutions_before(model, alone=True).items()
     return [name for name, conv in found if conv.groups == 1 and layers[name].track_running_stats]
 
 

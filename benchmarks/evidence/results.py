@@ -53,7 +53,7 @@ class Results:
     audits: list[dict[str, Any]] = field(init=False)
 
     def __post_init__(self) -> None:
-        self.tuned = self.of("defenses", "training", "contaminated")
+        self.tuned = self.of("defenses", "training", "contaminated", "grey_presets")
         self.audits = self.of("flow_seed", "flow_clean_twin")
 
     def of(self, *kinds: str) -> list[dict[str, Any]]:

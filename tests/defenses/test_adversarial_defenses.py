@@ -199,6 +199,17 @@ class TestIBAU:
             before, after = suspect(clean.images).argmax(1), suspect(clean.images / 255 + d).argmax(1)
         assert (before != after).float().mean() >= 0.5
 
+    def test_a_model_sure_of_everything_is_tuned(self, suspect: Classifier, run: Run) -> None:
+        """Anyone can multiply a head: the same predictions, and gradients of which the squares are 0 in float32."""
+        sure, defense = suspect.clone(), IBAU(epochs=1)
+        with torch.no_grad():
+            for parameter in sure.head.parameters():
+                parameter.mul_(50)
+        tiny = torch.full((4,), 1e-24).requires_grad_()
+        assert torch.autograd.grad(defense.project(tiny).sum(), [tiny])[0].tolist() == [1, 1, 1, 1]
+        result = defense.run({"model": sure, "clean": run.pool("clean"), "rng": generator(0)})
+        assert all(p.isfinite().all() for p in result.parameters())
+
     def test_it_is_less_fooled_by_what_fooled_the_suspect_and_keeps_its_accuracy(
         self, suspect: Classifier, run: Run
     ) -> None:
@@ -341,15 +352,16 @@ class TestKFAC:
 class TestNPD:
     """Zhu et al. 2023 (neural polarizer)."""
 
+    @pytest.mark.parametrize("at", [0, -1])
     @pytest.mark.parametrize("arch", [a for a in FAMILIES if a not in TRANSFORMERS])
-    def test_any_polarizer_folds_into_the_convolution_before_it(self, arch: str) -> None:
+    def test_any_polarizer_folds_into_the_convolution_before_it(self, arch: str, at: int) -> None:
         """The same logits in eval mode, under the same names, with BatchNorm's statistics those of what now goes in."""
         model, images = (
             member(arch),
             torch.randint(0, 256, (8, *COLOUR.shape), dtype=torch.uint8, generator=generator(1)),
         )
-        names, at = list(model.state_dict()), places(model)[-1]
-        polarizer = Polarizer(model, at)
+        names, place = list(model.state_dict()), places(model)[at]
+        polarizer = Polarizer(model, place)
         for parameter in polarizer.layer.parameters():
             nn.init.normal_(parameter, std=0.3)
         with torch.no_grad():
@@ -358,7 +370,7 @@ class TestNPD:
             assert torch.allclose(folded(images), polarized, rtol=1e-3, atol=1e-3)
             assert list(folded.state_dict()) == names
             entering: list[Tensor] = []
-            layer = folded.get_submodule(at)
+            layer = folded.get_submodule(place)
             layer.register_forward_pre_hook(lambda _, args: entering.append(args[0]))
             folded(images)
         channels = entering[0].movedim(1, 0).flatten(1)

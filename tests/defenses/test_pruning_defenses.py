@@ -69,6 +69,13 @@ class TestFP:
 class TestANP:
     """Wu and Wang 2021, Eq. 4."""
 
+    def test_a_batchnorm_that_never_runs_is_no_obstacle(self, digits: Pool) -> None:
+        """As of heads that only training uses."""
+        model = make_tiny()
+        model.body.auxiliary = nn.BatchNorm2d(4)
+        result = ANP(epochs=1, batch_size=32).run({"model": model, "clean": digits.first(64), "rng": generator(0)})
+        assert torch.equal(result.body.auxiliary.weight, torch.ones(4))
+
     @pytest.mark.parametrize("steps", [1, 2])
     def test_noise_is_eps_times_the_sign_of_the_gradient_from_a_random_start(
         self, steps: int, suspect: Classifier, digits: Pool

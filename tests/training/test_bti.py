@@ -15,6 +15,7 @@ from bdaudit.flow.run import Run
 from bdaudit.inputs.classifier import Classifier
 from bdaudit.inputs.pool import Pool
 from bdaudit.runtime import generator
+from bdaudit.training import bti
 from bdaudit.training.bti import (
     Generator,
     Reversal,
@@ -112,8 +113,20 @@ def test_reversing_changes_pixels_and_never_the_model(digits: Pool) -> None:
     found = reverse(model, digits.first(64), replace(HOW, mask_steps=3, steps=3), generator(0))
     assert all(torch.equal(v, state[k]) for k, v in model.state_dict().items())
     assert not torch.equal(found.generator(digits.images[:4]), digits.images[:4] / 255)
-    again = reverse(model, digits.first(64), replace(HOW, mask_steps=3, steps=3), generator(0), found)
+    again = reverse(model, digits.first(64), replace(HOW, mask_steps=3, steps=3), generator(0), [found])
     assert again.generator is not found.generator
+
+
+def test_later_rounds_keep_to_the_suspects_own_target(digits: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not to what a model that was unlearnt in part seemed to have; the released code sets the target once."""
+    targets: list[int | None] = []
+    real = bti.generator_loss
+    monkeypatch.setattr(bti, "generator_loss", lambda *given: (targets.append(given[-1]), real(*given))[1])
+    model, how = make_tiny(), replace(HOW, mask_steps=1, steps=1)
+    first = replace(reverse(model, digits.first(64), how, generator(0)), target=3)
+    second = replace(reverse(model, digits.first(64), how, generator(0), [first]), target=5)
+    reverse(model, digits.first(64), how, generator(0), [first, second])
+    assert targets == [None, 3, 3]
 
 
 def test_the_target_is_what_most_images_become(digits: Pool) -> None:

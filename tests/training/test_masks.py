@@ -136,6 +136,8 @@ def test_convolutions_are_paired_with_the_batchnorm_that_takes_their_output() ->
     found = {bn.removeprefix("body."): names[conv].removeprefix("body.") for bn, conv in pairs.items()}
     inner = {f"layer{i}.{j}.bn2": f"layer{i}.{j}.conv1" for i in range(1, 5) for j in range(2)}
     assert found == {"layer1.0.bn1": "conv1", **inner}
+    # The stem also goes to the first block's shortcut as it is.
+    assert list(convolutions_before(model, alone=True)) == [f"body.{name}" for name in inner]
 
 
 def test_a_convolution_changed_in_place_before_batchnorm_is_no_pair() -> None:

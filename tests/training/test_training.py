@@ -96,6 +96,14 @@ def test_tuning_learns_and_is_reproducible(digits: Pool) -> None:
     assert after > 0.7
 
 
+@pytest.mark.parametrize("n", [1, 2, 16, 17, 33, 48])
+def test_the_rate_falls_to_zero_over_the_batches_that_are_dealt(digits: Pool, n: int) -> None:
+    """A last batch of one row is left out, and must not be waited for."""
+    recipe = Recipe(epochs=2, batch_size=16, lr=0.1, min_steps=1)
+    dealt = sum(1 for _ in range(2) for _ in batches(digits.first(n), recipe.batch_for(n), generator(0)))
+    assert recipe.steps(n) == dealt
+
+
 def test_tuning_does_not_touch_the_global_generator(digits: Pool) -> None:
     torch.manual_seed(7)
     before = torch.get_rng_state()
