@@ -52,7 +52,7 @@ def test_a_trade_off_is_judged_along_the_option_in_order_of_its_value(tmp_path: 
     rates = {"d3": 0.3, "d3 epsilon=0.05": 0.6, "d3 epsilon=1": 0.1, "d3 penalty=1": 0.9}
     [part] = monotone(results(tmp_path, rates), "d3", "epsilon", 0.1)
     assert part.holds
-    assert part.text.startswith("badnets: 0.05: 60.0 [")
+    assert part.text.startswith("badnets-0: 0.05: 60.0 [")
     [part] = monotone(results(tmp_path, {**rates, "d3 epsilon=1": 0.4}), "d3", "epsilon", 0.1)
     assert not part.holds
 
@@ -64,6 +64,13 @@ def test_a_trade_off_keeps_to_the_other_options(tmp_path: Path) -> None:
     assert part.holds
     assert [text.partition(":")[0] for text in part.text.partition(": ")[2].split("], ")] == ["0.1", "0.5", "0.9"]
     assert not list(monotone(found, "pam", "rho", 0.5)), "two points are no trade-off"
+
+
+def test_a_trade_off_is_looked_for_on_one_victim_at_a_time(tmp_path: Path) -> None:
+    """A value that was tried on one victim and another that was tried on the next say nothing together."""
+    found = results(tmp_path, {"d3": 0.3, "d3 epsilon=0.05": 0.6, "d3 epsilon=1": 0.1})
+    next(row for row in found.tuned if row["defense"] == "d3 epsilon=1")["run"] = "badnets-1"
+    assert not list(monotone(found, "d3", "epsilon", 0.1))
 
 
 def test_a_model_is_compared_with_what_was_made_of_it(tmp_path: Path) -> None:

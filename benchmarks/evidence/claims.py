@@ -18,9 +18,11 @@ from benchmarks.evidence.results import (
     costing,
     crossed,
     effective,
+    falling,
     monotone,
     ordered,
     reactivated,
+    series,
 )
 
 CLAIMS: list[Claim] = []
@@ -48,7 +50,7 @@ GREY_PRESET = "preset=fashion-mnist"
 @claim(
     "FST T1, T2",
     "ASR falls from LP (91) over FT (74), FT-init (53) and FE-tuning (15) to FST (.5)",
-    cause="FST's own residue on Blended is the exception (next row)",
+    cause="On SIG, LP leaves less than FT and FT-init",
 )
 def _(results: Results) -> Iterator[Part]:
     yield from ordered(results, ("lp", "ft", "ft-init", "fe-tuning", "fst"))
@@ -90,7 +92,8 @@ def _(results: Results) -> Iterator[Part]:
 @claim(
     "PL T1",
     "PL-5 leaves .4% where FT leaves 34, FT-SAM 46, FST 1.3 and I-BAU 26 (here: PL below each)",
-    missing="The paper's half of the others' clean data was not given to PL alone: all had the same",
+    missing="All had the same clean images here, where the paper gives PL half as many; with 200 in place of 500 PL leaves at most .1% "
+    "of BadNets, Blended and SIG (benchmarks/README.md)",
 )
 def _(results: Results) -> Iterator[Part]:
     yield from below(results, "pl", ("ft", "ft-sam", "fst", "i-bau"))
@@ -116,7 +119,10 @@ def _(results: Results) -> Iterator[Part]:
             yield Part(f"{attack}: {first} at 0.05, {last} at 0.5", last.mean >= first.mean - 0.1)
 
 
-@claim("PL T2a", "with the clean pool contaminated at .1 PL leaves 10.7%, FT 56, FT-SAM 79, FST 49, I-BAU 57 (here: PL below each)")
+@claim(
+    "PL T2a",
+    "with the clean pool contaminated at .1 PL leaves 10.7%, FT 56, FT-SAM 79, FST 49, I-BAU 57 (here: PL below each)",
+)
 def _(results: Results) -> Iterator[Part]:
     yield from below(results, "pl", ("ft", "ft-sam", "fst", "i-bau"), eps="clean 0.1, flagged 0")
 
@@ -301,8 +307,8 @@ def _(results: Results) -> Iterator[Part]:
 @claim(
     "D3 T5",
     "against SAM-flattened backdoors D3 leaves less than 3%, FST 1.4 to 12.6, FT 26 to 83 (here: D3 least, by a point at most)",
-    cause="D3 is far below FT and FT-SAM, which leave all of it; that FST leaves nothing is one victim's, whose like it left 16.9% of",
-    missing="Radii 1 and 3, other victims",
+    cause="D3 is far below FT and FT-SAM, which leave all of it; FST, which leaves more than D3 of BadNets without SAM, leaves nothing with it",
+    missing="Other attacks and seeds",
 )
 def _(results: Results) -> Iterator[Part]:
     rows = results.of("flattened")
@@ -331,7 +337,11 @@ def _(results: Results) -> Iterator[Part]:
             yield Part(text, lower and far_acc >= acc - 0.03)
 
 
-@claim("D3 T6, T7", "a larger epsilon lowers D3's ASR")
+@claim(
+    "D3 T6, T7",
+    "a larger epsilon lowers D3's ASR",
+    cause="On Blended what D3 leaves goes up and down by more than epsilon moves it",
+)
 def _(results: Results) -> Iterator[Part]:
     yield from monotone(results, "d3", "epsilon", 0.1)
 
@@ -342,18 +352,28 @@ def _(results: Results) -> Iterator[Part]:
 
 
 @claim(
-    "D3 T6, T7",
-    "a larger lambda raises D3's C-ACC, and its ASR (here: C-ACC, by 1 point at least over the range)",
-    cause="At 50 (the paper stops at 40) C-ACC falls: the gradient of the clean loss is multiplied by lambda, and the learning rate stays, "
-    "so that steps are likely too large; ASR does rise from lambda 1 on",
+    "D3 T6, T7", "a larger lambda raises D3's ASR (here: in the released form, which divides the loss by 1 + lambda)"
 )
 def _(results: Results) -> Iterator[Part]:
-    for attack in results.attacks:
-        rates = [results.after(attack, spec, "c_acc") for spec in ("d3 penalty=1", "d3", "d3 penalty=50")]
-        if all(rates):
-            small, usual, large = (rate for rate in rates if rate)
-            text = f"{attack}: 1: {small}, 10: {usual}, 50: {large}"
-            yield Part(text, small.mean <= usual.mean + 0.02 <= large.mean + 0.04 and large.mean >= small.mean + 0.01)
+    yield from trade_off(results, "o_asr")
+
+
+@claim(
+    "D3 T6, T7",
+    "a larger lambda raises D3's C-ACC (here: in the released form, by 1 point at least over the range)",
+    missing="In the paper's form, which does not divide, the gradient of the clean loss is multiplied by lambda while the learning rate stays, and "
+    "C-ACC falls from lambda 5 on (benchmarks/README.md)",
+)
+def _(results: Results) -> Iterator[Part]:
+    yield from trade_off(results, "c_acc")
+
+
+def trade_off(results: Results, metric: str) -> Iterator[Part]:
+    """Say of each victim whether a metric rises with D3's lambda: 2 points of slack a step, 1 over the range."""
+    for run, known in series(results, "d3", "penalty", 10.0, metric, {"form": "released"}):
+        text = ", ".join(f"{value:g}: {rate}" for value, rate in known)
+        rising = falling([rate for _, rate in reversed(known)], 0.02)
+        yield Part(f"{run}: {text}", rising and known[-1][1].mean >= known[0][1].mean + 0.01)
 
 
 EARLIER_BSD = "warm_up_guesses=true accompanied=false"

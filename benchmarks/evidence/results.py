@@ -198,6 +198,34 @@ def crossed(results: Results, *, own_images: bool, most: float) -> Iterator[Part
             yield Part(f"{model}, shown {donor}, under {trigger}'s trigger: {change}", row["asr"] <= most)
 
 
+def series(
+    results: Results,
+    defense: str,
+    option: str,
+    default: float,
+    metric: str = "o_asr",
+    fixed: Mapping[str, str] = MappingProxyType({}),
+) -> Iterator[tuple[str, list[tuple[float, Rate]]]]:
+    """Look up of each victim how a metric goes with an option, others at defaults or `fixed`: three points or more.
+
+    Victim by victim: means over different victims at different values would compare the victims.
+    """
+    specs = {}
+    for spec in {row["defense"] for row in results.tuned} - {""}:
+        name, options = named(spec)
+        value = options.pop(option, default)
+        if (name, options) == (defense, fixed):
+            specs[float(value)] = spec
+    for attack in results.attacks:
+        points: dict[str, list[tuple[float, Rate]]] = {}
+        for value in sorted(specs):
+            for row in results.left(attack, specs[value]):
+                if metric in row:
+                    rate = Rate((row[metric],), row["n"] if metric != "c_acc" else 0)
+                    points.setdefault(row["run"], []).append((value, rate))
+        yield from ((run, known) for run, known in points.items() if len(known) > 2)
+
+
 def monotone(
     results: Results,
     defense: str,
@@ -207,18 +235,10 @@ def monotone(
     slack: float = 0.02,
     fixed: Mapping[str, str] = MappingProxyType({}),
 ) -> Iterator[Part]:
-    """Say of each attack whether a metric falls as an option rises and its others are at their defaults, or `fixed`.
+    """Say of each victim whether a metric falls as an option rises and its others are at their defaults, or `fixed`.
 
     slack: 2 points, about two standard errors.
     """
-    specs = {}
-    for spec in {row["defense"] for row in results.tuned} - {""}:
-        name, options = named(spec)
-        value = options.pop(option, default)
-        if (name, options) == (defense, fixed):
-            specs[float(value)] = spec
-    for attack in results.attacks:
-        known = [(value, rate) for value in sorted(specs) if (rate := results.after(attack, specs[value], metric))]
-        if len(known) > 2:
-            text = ", ".join(f"{value:g}: {rate}" for value, rate in known)
-            yield Part(f"{attack}: {text}", falling([rate for _, rate in known], slack))
+    for run, known in series(results, defense, option, default, metric, fixed):
+        text = ", ".join(f"{value:g}: {rate}" for value, rate in known)
+        yield Part(f"{run}: {text}", falling([rate for _, rate in known], slack))
